@@ -1,0 +1,37 @@
+# Everything runs in .venv, which is made once by whichever target comes first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-full check bench clean
+
+demo: $(READY)  ## the whole journey on drawn street scenes
+	$(BIN)/hat demo
+
+test: $(READY)  ## the tests, in under ten minutes on two cores
+	$(BIN)/pytest -q
+
+test-full: $(READY)  ## the tests with their full counts, in under an hour
+	$(BIN)/pytest -q -m "slow or not slow" --timeout 3600
+
+check: $(READY)  ## format, lint, import contracts, spelling, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell hatcli tests docs benchmarks README.md CHANGELOG.md
+	$(BIN)/mypy
+
+bench: $(READY)  ## ratios against bare baselines, one after the other
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hat needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools<82" wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,cityscapes]"
+	touch $(READY)

@@ -1,0 +1,1 @@
+"""From raw datasets to batches: packs, packers, datasets, transforms, the loader."""
