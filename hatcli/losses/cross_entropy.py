@@ -1,0 +1,87 @@
+"""Cross-entropy for segmentation heads of any stride, and for whole images."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hatcli.losses import LOSSES
+from hatcli.losses.multi_stride import (
+    bring_together,
+    mean_over_cells,
+    require_class_weights,
+    sum_over_heads,
+    weights_of_classes,
+)
+
+
+@LOSSES.register
+class CrossEntropy(nn.Module):
+    """Cross-entropy of the softmax of raw scores, summed over the heads.
+
+    Each head's loss is the mean over its cells, weighted by class as in
+    `torch.nn.CrossEntropyLoss`. Without a labelled cell it is 0 with a zero gradient.
+
+    Args:
+        ignore_index: label of pixels that carry no loss and don't count in the mean.
+        class_weights: one a class; "inverse_sqrt" takes 1 / sqrt(pixels of the class), scaled to
+            a mean of 1 over all pixels; None weighs all by 1.
+        stride_weights: one a head, finest first; None weighs all by 1. Where the model returns
+            a single tensor, that one weighs 1.
+        match: how scores and finer labels meet. "nearest" takes the label at each cell's
+            centre; "agree" only where the pixels around the centre share one (other cells carry
+            no loss, yet count in the mean, as unlabelled ones do then); "upsample" enlarges
+            the scores bilinearly to the labels, which costs the most memory.
+        label_smoothing: share of the target that is spread evenly over all classes, 0 to 1.
+        class_pixels: pixels of each class in the training set; the program passes them.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        class_weights: list[float] | Literal["inverse_sqrt"] | None = None,
+        stride_weights: list[float] | None = None,
+        match: Literal["nearest", "agree", "upsample"] = "nearest",
+        label_smoothing: float = 0.0,
+        class_pixels: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.stride_weights = stride_weights
+        self.match = match
+        self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None
+        weights = weights_of_classes(class_weights, class_pixels)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, scores: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        """The loss, a float32 scalar.
+
+        Args:
+            scores: (N, C, h, w) of one head or a tuple of heads, any floating type; (N, C) for
+                whole images.
+            targets: (N, H, W) labels of any integer type; (N,) for whole images.
+        """
+        return sum_over_heads(
+            scores, self.stride_weights, lambda head: self._loss_of(head, targets)
+        )
+
+    def _loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
+        require_class_weights(self.class_weights, scores)
+        scores, targets = bring_together(scores, targets, self.match, self.ignore_index)
+        losses = F.cross_entropy(
+            scores,
+            targets,
+            self.class_weights,
+            ignore_index=self.ignore_index,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return mean_over_cells(
+            losses,
+            targets,
+            self.class_weights,
+            self.ignore_index,
+            count_unlabelled=self.match == "agree",
+        )
