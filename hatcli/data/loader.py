@@ -1,0 +1,176 @@
+"""From a dataset to batches whose order and augmentation depend on the seed alone.
+
+Nothing is drawn from a global generator: the order of an epoch follows from (seed, epoch), the
+augmentation of a sample from (seed, epoch, index). So any number of workers, started by fork or
+spawn, gives the same batches, and an interrupted run goes on with the ones it would have seen.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hatcli.errors import ConfigError, DataError
+
+Sample = dict[str, Any]
+SampleTransform = Callable[[Sample, np.random.Generator], Sample]
+
+WORKER_TIMEOUT_S = 600
+
+
+class Batch(NamedTuple):
+    """What the loader gives.
+
+    Attributes:
+        images: (N, 3, H, W) uint8 RGB, 0 to 255, in channels_last memory.
+        targets: (N, H, W) uint8 class maps, or (N,) int64 class indices.
+        names: of the N samples.
+    """
+
+    images: Tensor
+    targets: Tensor
+    names: list[str]
+
+
+class SampleSource(Protocol):
+    """A dataset: samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class Loader:
+    """Batches of one dataset, epoch by epoch.
+
+    Args:
+        dataset: gives samples by index.
+        transforms: applied in order to each sample, each with the sample's own generator.
+        batch_size: images a batch.
+        shuffle: a new order each epoch, and a last batch that isn't full is dropped, since its
+            few images would weigh as much as a whole batch.
+        num_workers: processes that read ahead; 0 reads in this one.
+        seed: of order and augmentation.
+        start_method: "fork" or "spawn" for the workers; None is the platform's.
+
+    Raises:
+        ConfigError: an epoch would hold no batch.
+    """
+
+    def __init__(
+        self,
+        dataset: SampleSource,
+        transforms: Sequence[SampleTransform],
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+        start_method: str | None = None,
+    ) -> None:
+        if batch_size < 1 or num_workers < 0:
+            raise ConfigError(
+                f"batch_size {batch_size} and num_workers {num_workers} make no loader"
+            )
+        if len(dataset) == 0 or (shuffle and len(dataset) < batch_size):
+            raise ConfigError(
+                f"no batch in an epoch: {len(dataset)} samples, batch_size {batch_size}",
+                f"set batch_size to at most {len(dataset)}" if len(dataset) else None,
+            )
+        self.dataset = dataset
+        self._order = _BatchOrder(len(dataset), batch_size, shuffle, seed)
+        self._loader: DataLoader[Any] = DataLoader(
+            _Samples(dataset, transforms, seed),
+            batch_sampler=self._order,
+            num_workers=num_workers,
+            collate_fn=collate,
+            generator=torch.Generator(),  # its own: the global one must not move
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            timeout=WORKER_TIMEOUT_S if num_workers else 0,
+            multiprocessing_context=start_method if num_workers else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch, counted from 0."""
+        self._order.epoch = number
+        close = getattr(self.dataset, "close", None)
+        if close is not None:  # a database that is open here can't be opened by forked workers
+            close()
+        return iter(self._loader)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a batch.
+
+    Raises:
+        DataError: their images differ in size.
+    """
+    shapes = {sample["image"].shape for sample in samples}
+    if len(shapes) > 1:
+        raise DataError(
+            f"images of one batch differ in size: {sorted(shapes)}",
+            "add RandomCrop, Resize or PadToMultiple to the transforms, or set batch_size=1",
+        )
+    images = torch.from_numpy(np.stack([sample["image"] for sample in samples]))  # (N, H, W, 3)
+    labels = [sample["label"] for sample in samples]
+    targets = torch.from_numpy(np.stack(labels)) if _is_map(labels[0]) else torch.tensor(labels)
+    return Batch(images.permute(0, 3, 1, 2), targets, [sample["name"] for sample in samples])
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample in one epoch."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+class _Samples(Dataset[Sample]):
+    """Reads and transforms the sample that an (epoch, index) pair means."""
+
+    def __init__(
+        self, dataset: SampleSource, transforms: Sequence[SampleTransform], seed: int
+    ) -> None:
+        self._dataset = dataset
+        self._transforms = tuple(transforms)
+        self._seed = seed
+
+    def __getitem__(self, position: tuple[int, int]) -> Sample:
+        epoch, index = position
+        sample = self._dataset[index]
+        generator = sample_generator(self._seed, epoch, index)
+        for transform in self._transforms:
+            sample = transform(sample, generator)
+        return sample
+
+
+class _BatchOrder(Sampler[list[tuple[int, int]]]):
+    """Lists of (epoch, index) pairs; the epoch travels with the index, so workers can stay."""
+
+    def __init__(self, length: int, batch_size: int, shuffle: bool, seed: int) -> None:
+        self.epoch = 0
+        self._length = length
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._seed = seed
+
+    def __len__(self) -> int:
+        rest = 0 if self._shuffle else self._batch_size - 1
+        return (self._length + rest) // self._batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self._length)
+        if self._shuffle:
+            order = sample_generator(self._seed, self.epoch, -1).permutation(self._length)
+        for start in range(0, len(self) * self._batch_size, self._batch_size):
+            yield [(self.epoch, int(i)) for i in order[start : start + self._batch_size]]
+
+
+def _is_map(label: Any) -> bool:
+    return isinstance(label, np.ndarray) and label.ndim > 0

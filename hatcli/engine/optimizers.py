@@ -1,0 +1,52 @@
+"""Optimisers; weight decay acts on the weights of convolutions and linear layers only."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from hatcli.engine import OPTIMIZERS
+
+
+@OPTIMIZERS.register
+def sgd(
+    model: nn.Module,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> Optimizer:
+    """Stochastic gradient descent with momentum."""
+    groups = weight_decay_groups(model, weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+@OPTIMIZERS.register
+def adamw(
+    model: nn.Module,
+    lr: float,
+    betas: list[float] | None = None,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."""
+    groups = weight_decay_groups(model, weight_decay)
+    first, second = betas or (0.9, 0.999)
+    return torch.optim.AdamW(groups, lr=lr, betas=(first, second), eps=eps)
+
+
+def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: weights with decay; biases and normalisation without.
+
+    A parameter of one dimension is a bias or a normalisation's scale or offset: pulling these
+    to zero fights the normalisation instead of regularising anything.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if p.ndim > 1]
+    kept = [p for p in trainable if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,251 @@
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hatcli.engine import OPTIMIZERS, SCHEDULES
+from hatcli.engine.ema import Ema
+from hatcli.engine.loop import FitSettings, Training, evaluate, fit
+from hatcli.errors import DataError, HatError
+from hatcli.events import EpochDone, Progress, StepDone
+
+
+class Blobs:
+    """Two classes of 8-pixel pictures that differ in brightness; the same for every epoch."""
+
+    def __init__(self, steps: int = 4, bad_step: int | None = None) -> None:
+        self.steps, self.bad_step = steps, bad_step
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        for step in range(self.steps):
+            generator = torch.Generator().manual_seed(100 * number + step)
+            targets = torch.arange(8) % 2
+            noise = torch.randn(8, 3, 2, 4, generator=generator)
+            images = noise + targets.view(-1, 1, 1, 1)
+            if step == self.bad_step:
+                images[3, 0, 0, 0] = math.nan
+            yield images, targets, [f"e{number}s{step}n{i}" for i in range(8)]
+
+
+class Share:
+    """Share of right answers."""
+
+    best_by = "top1"
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.right = self.seen = 0
+
+    def update(self, scores: Tensor, targets: Tensor) -> None:
+        self.right += int((scores.argmax(1) == targets).sum())
+        self.seen += len(targets)
+
+    def compute(self) -> dict[str, float]:
+        return {"top1": 100 * self.right / max(self.seen, 1)}
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(),
+        nn.Linear(64, 2),
+    )  # fmt: skip
+
+
+def new_training(ema: float | None = 0.9, **optim: object) -> Training:
+    model = small_model()
+    node = {"type": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3, **optim}
+    optimizer = OPTIMIZERS.build(node, model=model)
+    return Training(model, optimizer, Ema(model, ema) if ema is not None else None)
+
+
+def run(training: Training, epochs: int, batches: Blobs | None = None, **settings: object) -> list:
+    batches = batches or Blobs()
+    node = {"type": "cosine", "warmup_epochs": 1}
+    schedule = SCHEDULES.build(node, steps_per_epoch=len(batches), epochs=6)
+    metric = Share()
+
+    def validate(model: nn.Module):
+        metric.reset()
+        batch = Blobs(2).epoch(99)
+        cpu = torch.device("cpu")
+        return (
+            yield from evaluate(
+                model.eval(), batch, metric, prepare=nn.Identity(), device=cpu, total=16
+            )
+        )
+
+    return list(
+        fit(
+            training,
+            batches,
+            FitSettings(epochs=epochs, **settings),
+            loss=nn.CrossEntropyLoss(),
+            prepare=nn.Identity(),
+            schedule=schedule,
+            validate=validate,
+            best_by="top1",
+        )
+    )
+
+
+def flat(training: Training) -> dict[str, Tensor]:
+    state = {f"model.{k}": v for k, v in training.model.state_dict().items()}
+    if training.ema is not None:
+        state |= {f"ema.{k}": v for k, v in training.ema.model.state_dict().items()}
+    for index, entry in training.optimizer.state_dict()["state"].items():
+        state |= {f"optim.{index}.{k}": torch.as_tensor(v) for k, v in entry.items()}
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def test_a_run_yields_steps_progress_and_epochs():
+    events = run(new_training(), 2, log_every=3)
+    steps = [(e.epoch, e.step) for e in events if isinstance(e, StepDone)]
+    assert steps == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert [e.done for e in events if isinstance(e, Progress)] == [8, 16, 8, 16]
+    epochs = [e for e in events if isinstance(e, EpochDone)]
+    assert [e.epoch for e in epochs] == [1, 2]
+    assert epochs[-1].train["loss"] < epochs[0].train["loss"]
+    assert epochs[0].is_best
+
+
+def test_it_learns():
+    events = run(new_training(), 6)
+    assert events[-1].val["top1"] > 90
+
+
+@pytest.mark.parametrize("node", [{}, {"type": "adamw", "lr": 0.01, "momentum": None}])
+def test_a_resumed_run_ends_with_the_same_state_bit_for_bit(node):
+    node = {key: value for key, value in node.items() if value is not None}
+    if node:
+        node |= {"betas": [0.9, 0.99]}
+
+    def start() -> Training:
+        if not node:
+            return new_training()
+        model = small_model()
+        return Training(model, OPTIMIZERS.build(node, model=model), Ema(model, 0.9))
+
+    whole = start()
+    run(whole, 4)
+    first = start()
+    run(first, 2)
+    torch.manual_seed(12345)  # whatever happened in between
+    state = first.state()
+    second = start()
+    second.restore(state)
+    run(second, 4)
+    expected, got = flat(whole), flat(second)
+    assert expected.keys() == got.keys()
+    different = [name for name in expected if not torch.equal(expected[name], got[name])]
+    assert different == []
+    assert second.history == whole.history
+    assert second.best == whole.best
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_samples_named():
+    training = new_training()
+    with pytest.raises(HatError) as caught:
+        run(training, 2, Blobs(bad_step=2))
+    assert "the loss is nan" in caught.value.message
+    assert "e0s2n0, e0s2n1" in caught.value.message
+    assert training.epoch == 0
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
+    training = new_training()
+
+    class Steep(nn.Module):
+        def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+            return (scores * 0).abs().sqrt().sum()  # the slope of sqrt at 0 is infinite
+
+    events = fit(
+        training,
+        Blobs(),
+        FitSettings(epochs=1, clip_grad_norm=1.0),
+        loss=Steep(),
+        prepare=nn.Identity(),
+        schedule=lambda step: 1.0,
+    )
+    before = {name: tensor.clone() for name, tensor in training.model.named_parameters()}
+    with pytest.raises(HatError, match="the gradient is not finite"):
+        list(events)
+    after = dict(training.model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_nan_is_never_best():
+    training = new_training()
+    assert training.finish_epoch(1.0, {"a": math.nan}, "a") is False
+    assert training.finish_epoch(1.0, {"a": 3.0}, "a") is True
+    assert training.finish_epoch(1.0, {"a": 3.0}, "a") is False
+
+
+def test_validation_comes_every_nth_epoch_and_after_the_last():
+    events = run(new_training(), 5, val_every=2)
+    validated = [e.epoch for e in events if isinstance(e, EpochDone) and e.val]
+    assert validated == [2, 4, 5]
+
+
+def test_weight_decay_acts_on_weights_only():
+    training = new_training()
+    decayed, kept = training.optimizer.param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (1e-3, 0.0)
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert [p.ndim for p in kept["params"]] == [1, 1, 1, 1]
+
+
+def test_a_bfloat16_run_keeps_float32_weights():
+    training = new_training()
+    run(training, 1, dtype=torch.bfloat16)
+    assert {p.dtype for p in training.model.parameters()} == {torch.float32}
+
+
+def test_an_average_trails_the_weights():
+    model = nn.Linear(1, 1)
+    nn.init.zeros_(model.weight)
+    ema = Ema(model, 0.5)
+    nn.init.ones_(model.weight)
+    ema.update()
+    assert ema.model.weight.item() == pytest.approx(1 - 2 / 11)
+    for _ in range(20):
+        ema.update()
+    assert ema.model.weight.item() == pytest.approx(1, abs=1e-5)
+
+
+def test_nothing_to_evaluate_is_an_error():
+    cpu = torch.device("cpu")
+    job = evaluate(nn.Identity(), [], Share(), prepare=nn.Identity(), device=cpu, total=0)
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        list(job)
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_a_schedule_is_positive_and_never_above_the_base_rate(name):
+    node = {"type": name, **({"milestones": [2, 3]} if name == "step" else {})}
+    schedule = SCHEDULES.build(node, steps_per_epoch=5, epochs=4)
+    factors = [schedule(step) for step in range(20)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[0] == 1
+    warm = SCHEDULES.build({**node, "warmup_epochs": 1}, steps_per_epoch=5, epochs=4)
+    rise = [warm(step) for step in range(5)]
+    assert rise == sorted(rise)
+    assert 0 < rise[0] < 0.2
+
+
+def test_the_step_schedule_drops_at_its_milestones():
+    schedule = SCHEDULES.build({"type": "step", "milestones": [1, 3]}, steps_per_epoch=2, epochs=4)
+    assert [schedule(s) for s in range(8)] == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_cosine_is_half_way_down_at_half_time():
+    schedule = SCHEDULES.build({"type": "cosine", "final": 0.2}, steps_per_epoch=10, epochs=2)
+    assert schedule(10) == pytest.approx(0.6)
+    assert schedule(20) == pytest.approx(0.2)
