@@ -1,0 +1,344 @@
+"""Cityscapes: street scenes with a class at each pixel, from its folders or its two archives."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from hatcli.data.classes import CITYSCAPES, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, IGNORE
+from hatcli.data.packers import PACKERS, Made
+from hatcli.data.packers._files import Archive, Entry, Files, Folder
+from hatcli.data.packers._images import (
+    MAX_PIXELS,
+    as_jpeg,
+    as_rgb,
+    look_at_image,
+    parse_image_format,
+    read_label_png,
+)
+from hatcli.errors import DataError, UsageError
+
+OFFICIAL_LENGTHS = {"train": 2975, "val": 500, "test": 1525}
+IMAGES, LABELS = "leftImg8bit", "gtFine"
+ARCHIVES = {IMAGES: "leftImg8bit_trainvaltest.zip", LABELS: "gtFine_trainvaltest.zip"}
+
+_DOWNLOADS = "https://www.cityscapes-dataset.com/downloads/"
+_TRAIN_ID_OF = {label.id: label.train_id for label in CITYSCAPES if label.id >= 0}
+_SAME_ID = {index: index for index in (*range(len(CITYSCAPES_CLASSES)), IGNORE)}
+_RAW_IMAGE_BYTES = 3 * 2048 * 1024
+_LABEL_SHARE = 60  # part of an image's bytes that a compressed label takes
+
+
+class _Frame(NamedTuple):
+    """One image and its label; no label where the split is published without."""
+
+    name: str
+    image: Entry
+    label: Entry | None
+
+
+@PACKERS.register
+def cityscapes(
+    source_dir: Path,
+    split: str,
+    *,
+    labels: Literal["labelIds", "labelTrainIds"] = "labelIds",
+    image_format: str = "source",
+    check: Literal["decode", "header", "none"] = "decode",
+    max_pixels: int = MAX_PIXELS,
+) -> "Cityscapes":
+    """Street scenes with 19 classes: leftImg8bit and gtFine, as folders or as published zips.
+
+    Args:
+        source_dir: holds leftImg8bit/ and gtFine/, or their archives; a mix is fine.
+        split: train, val or test.
+        labels: which label files are read; labelIds, mapped to train ids, unless given.
+        image_format: what is stored: source (the images' bytes) unless given, raw (pixels; large
+            and fast), or jpeg:Q (lossy, of quality Q).
+        check: how far each image is looked at; decode unless given. Labels are always decoded.
+        max_pixels: larger images are refused; 100 million unless given.
+
+    Raises:
+        UsageError: the source or the split isn't there.
+        DataError: images and labels don't pair up, or an archive is damaged.
+    """
+    if split not in OFFICIAL_LENGTHS:
+        raise UsageError(f"split {split!r} unknown; choose {', '.join(OFFICIAL_LENGTHS)}")
+    parse_image_format(image_format)
+    options = {
+        "labels": labels,
+        "image_format": image_format,
+        "check": check,
+        "max_pixels": max_pixels,
+    }
+    images = _find(source_dir, IMAGES, split)
+    without_labels = split == "test" and not _has_labels(source_dir)
+    label_files = None if without_labels else _find(source_dir, LABELS, split)
+    frames = _pair(images, label_files, split, labels)
+    return Cityscapes(split, options, images, label_files, frames)
+
+
+class Cityscapes:
+    """One split of Cityscapes, looked through; see `packers.Packer`."""
+
+    dataset = "cityscapes"
+
+    def __init__(
+        self,
+        split: str,
+        options: dict[str, Any],
+        images: Files,
+        labels: Files | None,
+        frames: list[_Frame],
+    ) -> None:
+        self.split = split
+        self.options = options
+        self._images, self._labels, self._frames = images, labels, frames
+        self._policy, self._quality = parse_image_format(options["image_format"])
+        self._train_id_of = _TRAIN_ID_OF if options["labels"] == "labelIds" else _SAME_ID
+        self.official_length = OFFICIAL_LENGTHS[split]
+        self.fields = _fields(raw=self._policy == "raw")
+        self.stamps = [
+            f"{frame.name} {frame.image.stamp} {frame.label.stamp if frame.label else ''}"
+            for frame in frames
+        ]
+        self.source = self._describe_source()
+        size = sum(frame.image.size_bytes for frame in frames)
+        if self._policy == "raw":
+            size = len(frames) * _RAW_IMAGE_BYTES
+        self.estimated_bytes = size + size // _LABEL_SHARE
+        self.remarks: list[str] = []
+        if len(frames) != self.official_length:
+            self.remarks.append(
+                f"{len(frames)} images; the published {split} split has {self.official_length}"
+            )
+        if labels is None:
+            self.remarks.append(f"no labels for {split}: every pixel is stored as ignored")
+
+    def make(self, index: int) -> Made:
+        """Read, check and convert one frame."""
+        frame = self._frames[index]
+        data = self._images.read(frame.image.name)
+        image, totals = self._take_image(data, self._images.where(frame.image.name))
+        height, width = image["height"], image["width"]
+        if frame.label is None or self._labels is None:
+            label = np.full((height, width), IGNORE, dtype=np.uint8)
+            totals[f"id.{IGNORE}"] += label.size
+        else:
+            label = self._take_label(frame.label.name, totals)
+            if label.shape != (height, width):
+                sizes = f"{label.shape[1]}x{label.shape[0]} but image {width}x{height}"
+                raise DataError(f"label {sizes}: {self._labels.where(frame.label.name)}")
+        return Made({**image, "label": label, "name": frame.name}, totals)
+
+    def name(self, index: int) -> str:
+        """'aachen_000000_000019'."""
+        return self._frames[index].name
+
+    def describe(self, totals: Mapping[str, int]) -> dict[str, Any]:
+        """The metadata of the split."""
+        pixels = self._class_pixels(totals)
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "task": "segmentation",
+            "fields": self.fields,
+            "image_format": self.options["image_format"],
+            "classes": list(CITYSCAPES_CLASSES),
+            "num_classes": len(CITYSCAPES_CLASSES),
+            "ignore_index": IGNORE,
+            "palette": [list(color) for color in CITYSCAPES_PALETTE],
+            "class_pixels": [pixels[index] for index in range(len(CITYSCAPES_CLASSES))],
+            "ignored_pixels": pixels[IGNORE],
+            "id_map": {str(key): value for key, value in self._train_id_of.items()},
+            "label_ids_seen": sorted(int(key) for key in _section(totals, "id")),
+            "sizes": _section(totals, "size"),
+            "counts": _section(totals, "count"),
+            "source": self.source,
+            "options": self.options,
+        }
+
+    def find_remarks(self, meta: Mapping[str, Any]) -> list[str]:
+        """Splits without true labels, and images that viewers would turn."""
+        remarks = []
+        if self._labels is not None and not any(meta["class_pixels"]):
+            remarks.append(
+                f"the labels of {self.split} are placeholders: every pixel is ignored, "
+                "so nothing can be scored on it"
+            )
+        rotated = meta["counts"].get("exif_rotated")
+        if rotated:
+            remarks.append(f"{rotated} images have an EXIF orientation, which is ignored")
+        return remarks
+
+    def _take_image(self, data: bytes, where: str) -> tuple[dict[str, Any], Counter[str]]:
+        # Other policies than keeping the bytes need the pixels, and so check them.
+        check = self.options["check"] if self._policy == "source" else "decode"
+        picture = look_at_image(data, where, max_pixels=self.options["max_pixels"], check=check)
+        totals = Counter({f"size.{picture.width}x{picture.height}": 1})
+        totals[f"count.{picture.format}"] += 1
+        if picture.colors != "rgb":
+            totals[f"count.{picture.colors}"] += 1
+        if picture.is_rotated:
+            totals["count.exif_rotated"] += 1
+        stored: bytes | np.ndarray = data
+        stored_format = picture.format
+        if picture.image is not None and self._policy == "raw":
+            stored, stored_format = as_rgb(picture.image), "raw"
+        elif picture.image is not None and self._policy == "jpeg":
+            stored, stored_format = as_jpeg(picture.image, self._quality), "jpeg"
+        image = {
+            "image": stored,
+            "image_format": stored_format,
+            "height": picture.height,
+            "width": picture.width,
+        }
+        return image, totals
+
+    def _take_label(self, name: str, totals: Counter[str]) -> np.ndarray:
+        """(H, W) uint8 train ids; the pixels of each id in the file are added to the totals."""
+        assert self._labels is not None
+        where = self._labels.where(name)
+        values = read_label_png(
+            self._labels.read(name), where, max_pixels=self.options["max_pixels"]
+        )
+        counts = np.bincount(values.ravel(), minlength=256)
+        seen = {int(value) for value in np.flatnonzero(counts)}
+        unknown = sorted(seen - self._train_id_of.keys())
+        if unknown:
+            raise DataError(*self._unknown_ids(unknown, where))
+        totals.update({f"id.{value}": int(counts[value]) for value in seen})
+        table = np.full(256, IGNORE, dtype=np.uint8)
+        table[list(self._train_id_of)] = list(self._train_id_of.values())
+        return table[values]
+
+    def _unknown_ids(self, unknown: list[int], where: str) -> tuple[str, str]:
+        if self.options["labels"] == "labelTrainIds":
+            return (
+                f"ids outside 0..18 and 255: {_listed(unknown)}: {where}",
+                "this looks like labelIds; give --labels labelIds",
+            )
+        hint = "labelTrainIds need --labels labelTrainIds" if IGNORE in unknown else "see id_map"
+        return f"ids outside 0..{max(_TRAIN_ID_OF)}: {_listed(unknown)}: {where}", hint
+
+    def _class_pixels(self, totals: Mapping[str, int]) -> Counter[int]:
+        """Pixels of each train id."""
+        pixels: Counter[int] = Counter()
+        for value, count in _section(totals, "id").items():
+            pixels[self._train_id_of.get(int(value), IGNORE)] += count
+        return pixels
+
+    def _describe_source(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for frame in self._frames:
+            content = f"{frame.image.content} {frame.label.content if frame.label else ''}"
+            digest.update(f"{frame.name} {content}\n".encode())
+        return {
+            "images": self._images.describe(),
+            "labels": self._labels.describe() if self._labels else None,
+            "members": len(self._frames),
+            "fingerprint": digest.hexdigest(),
+        }
+
+
+def _find(source_dir: Path, part: str, split: str) -> Files:
+    """Where the images or the labels of a split are: the folder, else the archive."""
+    archive = source_dir / ARCHIVES[part]
+    if (source_dir / part / split).is_dir():
+        return Folder(source_dir)
+    if archive.is_file():
+        return Archive(archive)
+    raise _missing(source_dir, part, split)
+
+
+def _has_labels(source_dir: Path) -> bool:
+    """Whether there are labels of the test split, which may be left out."""
+    return (source_dir / LABELS / "test").is_dir() or (source_dir / ARCHIVES[LABELS]).is_file()
+
+
+def _missing(source_dir: Path, part: str, split: str) -> UsageError:
+    if not source_dir.exists():
+        what = f"source directory not found: {source_dir}"
+    elif not source_dir.is_dir():
+        what = f"{source_dir} is a file; give the directory that holds it"
+    else:
+        found = sorted(path.name for path in source_dir.iterdir())
+        what = f"no {part}/{split}/ and no {ARCHIVES[part]} under {source_dir}; found: {found[:8]}"
+    archives = f"{ARCHIVES[LABELS]} {ARCHIVES[IMAGES]}"
+    return UsageError(
+        what,
+        f"needed are {ARCHIVES[IMAGES]} and {ARCHIVES[LABELS]} (or their folders), after a free "
+        f"registration at {_DOWNLOADS}\n      csDownload -d {source_dir} {archives}",
+    )
+
+
+def _pair(images: Files, labels: Files | None, split: str, kind: str) -> list[_Frame]:
+    """The frames of a split, sorted by city and frame; each image with its label."""
+    found_images = _by_name(images, images.under(f"{IMAGES}/{split}/"), f"{IMAGES}.png")
+    if not found_images:
+        where = images.where(f"{IMAGES}/{split}/")
+        raise UsageError(f"no images CITY/*_{IMAGES}.png in {where}")
+    if labels is None:
+        return [_Frame(name, entry, None) for name, entry in sorted(found_images.items())]
+    suffix = f"{LABELS}_{kind}.png"
+    found_labels = _by_name(labels, labels.under(f"{LABELS}/{split}/"), suffix)
+    alone = [images.where(entry.name) for name, entry in _only_in(found_images, found_labels)]
+    if alone:
+        raise DataError(
+            f"{len(alone)} of {len(found_images)} images have no label *_{suffix}, "
+            f"first: {', '.join(alone[:5])}"
+        )
+    alone = [labels.where(entry.name) for name, entry in _only_in(found_labels, found_images)]
+    if alone:
+        raise DataError(
+            f"{len(alone)} of {len(found_labels)} labels have no image, "
+            f"first: {', '.join(alone[:5])}"
+        )
+    return [_Frame(name, entry, found_labels[name]) for name, entry in sorted(found_images.items())]
+
+
+def _by_name(files: Files, entries: Iterable[Entry], suffix: str) -> dict[str, Entry]:
+    """'CITY_SEQUENCE_FRAME' -> file, for the files of that suffix."""
+    pattern = re.compile(rf"[^/]+/[^/]+/[^/]+/([^/]+)_{re.escape(suffix)}")
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        match = pattern.fullmatch(entry.name)
+        if match is None:
+            continue
+        other = found.setdefault(match[1], entry)
+        if other is not entry:
+            both = sorted(files.where(one.name) for one in (other, entry))
+            raise DataError(f"duplicate sample name: {both[0]} and {both[1]}")
+    return found
+
+
+def _only_in(these: Mapping[str, Entry], those: Mapping[str, Entry]) -> list[tuple[str, Entry]]:
+    return sorted((name, entry) for name, entry in these.items() if name not in those)
+
+
+def _fields(*, raw: bool) -> dict[str, dict[str, Any]]:
+    image: dict[str, Any] = {"type": "bytes", "required": True}
+    if raw:
+        image = {"type": "ndarray", "dtype": "|u1", "codec": "raw", "required": True}
+    return {
+        "image": image,
+        "image_format": {"type": "str", "required": True},
+        "height": {"type": "int", "required": True},
+        "width": {"type": "int", "required": True},
+        "label": {"type": "ndarray", "dtype": "|u1", "codec": "zstd", "required": True},
+        "name": {"type": "str", "required": True},
+    }
+
+
+def _section(totals: Mapping[str, int], name: str) -> dict[str, int]:
+    """{'size.64x32': 4} -> {'64x32': 4}, sorted by key."""
+    start = name + "."
+    return {key[len(start) :]: totals[key] for key in sorted(totals) if key.startswith(start)}
+
+
+def _listed(ids: Iterable[int]) -> str:
+    return "{" + ", ".join(map(str, ids)) + "}"

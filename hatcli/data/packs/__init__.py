@@ -1,0 +1,1 @@
+"""The record format and its containers; nothing here loads torch."""
