@@ -1,0 +1,86 @@
+"""Options that several commands share, and how a command line names its config."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hatcli.config import Config, load_config
+from hatcli.errors import UsageError
+
+TargetAndOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TARGET] [KEY=VALUE]...",
+        help="A shipped config (unet), a config file, and settings such as optim.lr=0.02.",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="A config file instead of TARGET. It is Python and runs with your rights: "
+        "open only configs that you trust.",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+OutDir = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder to write to.", show_default=False),
+]
+
+
+def split_arguments(arguments: list[str] | None) -> tuple[list[str], list[str]]:
+    """Positional words into targets and "key=value" overrides."""
+    words = arguments or []
+    return [w for w in words if "=" not in w], [w for w in words if "=" in w]
+
+
+def one_target(
+    arguments: list[str] | None, config_file: str | None
+) -> tuple[str | None, list[str]]:
+    """The one TARGET (or --config) of a command line, if any, and its overrides.
+
+    Raises:
+        UsageError: more than one target.
+    """
+    targets, overrides = split_arguments(arguments)
+    if config_file is not None:
+        targets.append(config_file)
+    if len(targets) > 1:
+        raise UsageError(f"one target is enough, got {' and '.join(map(repr, targets))}")
+    return (targets[0] if targets else None), overrides
+
+
+def read_config(arguments: list[str] | None, config_file: str | None) -> Config:
+    """The config that a command line names, with its overrides.
+
+    Raises:
+        UsageError: no target is named.
+    """
+    target, overrides = one_target(arguments, config_file)
+    if target is None:
+        raise UsageError("which config?", "name one, e.g. unet, or give --config FILE")
+    return load_config(target, overrides)
+
+
+def parse_shape(text: str) -> tuple[int, int, int, int]:
+    """Read "1,3,224,224" as (1, 3, 224, 224).
+
+    Raises:
+        UsageError: not four positive integers of a sane size.
+    """
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 4 or min(sizes) < 1 or max(sizes) > 65536:
+        raise UsageError(f"shape {text!r}: give four sizes N,C,H,W such as 1,3,224,224")
+    return sizes[0], sizes[1], sizes[2], sizes[3]

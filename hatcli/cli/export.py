@@ -1,0 +1,144 @@
+"""hat export: write a checked ONNX file."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hatcli.cli._options import (
+    AsJson,
+    ConfigFile,
+    TargetAndOverrides,
+    one_target,
+    parse_shape,
+)
+from hatcli.config import load_config
+from hatcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from hatcli.recipes.export import ExportResult
+
+CHECKPOINTS = (".pth", ".tar", ".pt")
+
+
+def main(
+    arguments: TargetAndOverrides = None,
+    config: ConfigFile = None,
+    ckpt: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Checkpoint; best.pth: that of the newest run."),
+    ] = None,
+    onnx_name: Annotated[
+        Path | None,
+        typer.Option(
+            "--onnx-name",
+            "-o",
+            metavar="FILE",
+            help="File to write; by default named after the config.",
+            show_default=False,
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape",
+            "--input-shape",
+            metavar="N,C,H,W",
+            help="Size of the images; by default deploy.shape of the config.",
+            show_default=False,
+        ),
+    ] = None,
+    dynamic: Annotated[
+        Literal["none", "batch", "size", "both"],
+        typer.Option(help="Sizes that the file leaves open: N, or H and W, or both."),
+    ] = "both",
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 25.")] = 18,
+    with_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocess", help="Take uint8 RGB images; the colour space is in the file."
+        ),
+    ] = False,
+    argmax: Annotated[
+        bool | None,
+        typer.Option(
+            "--argmax/--no-argmax",
+            help="Give class indices, or scores; by default as deploy.argmax says.",
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Largest difference to torch, as a share of the largest score."),
+    ] = 1e-4,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it exists.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint's deployed model as ONNX, checked against onnxruntime.
+
+    Example: hat export --ckpt best.pth
+
+    Example: hat export unet --ckpt best.pth --dynamic batch --with-preprocess -o unet.onnx
+    """
+    target, overrides = one_target(arguments, config)
+    if target is not None and target.endswith(CHECKPOINTS):
+        if ckpt is not None:
+            raise UsageError(f"two files to export: {target} and {ckpt}")
+        ckpt, target = target, None
+    if ckpt is None:
+        raise UsageError("which checkpoint?", "give --ckpt FILE, e.g. --ckpt best.pth")
+    sizes = None if shape is None else parse_shape(shape)
+    chosen = None
+    if target is not None:
+        from hatcli.recipes.check import check_config
+
+        chosen = load_config(target, overrides)
+        check_config(chosen)
+    from hatcli.recipes.runs import find_checkpoint
+
+    file, found = find_checkpoint(ckpt, chosen.name if chosen else None)
+    if not file.is_file():
+        raise UsageError(f"checkpoint not found: {file}", "runs are in runs/")
+    from hatcli.cli import _screen
+    from hatcli.recipes.export import ExportSettings, export_checkpoint
+
+    if found:
+        _screen.err.print(found, markup=False)
+    settings = ExportSettings(
+        onnx_name, sizes, dynamic, opset, with_preprocess, argmax, tolerance, overwrite
+    )
+    result = _screen.follow(export_checkpoint(file, settings, config=chosen, overrides=overrides))
+    if as_json:
+        _screen.print_json(asdict(result))
+    else:
+        for line in _lines(result):
+            _screen.say(line)
+    _screen.next_command(f"hat eval {result.file}")
+
+
+def _lines(result: "ExportResult") -> list[str]:
+    count = sum(result.nodes.values())
+    frequent = ", ".join(f"{n} {name}" for name, n in list(result.nodes.items())[:4])
+    transforms = ", ".join(result.batch_transforms) or "no batch transforms"
+    prepared = f"RGB; inside: {transforms}" if result.with_preprocess else f"after {transforms}"
+    lines = [
+        f"{result.file}   {result.size_bytes / 1e6:.1f} MB   {result.step}   opset {result.opset}"
+        f"   {count} nodes: {frequent}",
+        f"  input   {result.input} {prepared}",
+        f"  output  {result.output}",
+    ]
+    for check in result.checks:
+        lines.append(
+            f"  check   {'x'.join(map(str, check.shape))}: differs from torch by at most "
+            f"{check.largest:.1e} ({check.relative:.1e} of the largest score, "
+            f"{result.tolerance:.0e} allowed), same class on {_percent(check.same_class)}"
+        )
+    return lines
+
+
+def _percent(share: float) -> str:
+    """Never rounded up to 100."""
+    return f"{int(share * 1e5) / 1e3:.3f} %"

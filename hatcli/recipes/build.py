@@ -1,0 +1,81 @@
+"""From a config's nodes to living parts."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hatcli.config import Config, from_values
+from hatcli.data.datasets import DATASETS
+from hatcli.data.loader import Loader, SampleSource
+from hatcli.data.transforms import BATCH_TRANSFORMS, TRANSFORMS
+from hatcli.engine.checkpoint import load_weights
+from hatcli.engine.loop import Metric
+from hatcli.errors import ConfigError
+from hatcli.losses import LOSSES
+from hatcli.metrics import METRICS
+from hatcli.models import MODELS
+from hatcli.recipes.check import import_user_modules
+
+
+def build_model(config: Config) -> nn.Module:
+    """The network as it is trained, with all its heads; weights depend on the config's seed."""
+    torch.manual_seed(config["seed"])
+    return MODELS.build(config["model"])
+
+
+def deployed(model: nn.Module, config: Config) -> nn.Module:
+    """The part of a network that is deployed; shares its parameters."""
+    head = config["deploy"].get("head")
+    if head is None:
+        return model
+    keep_head: Any = getattr(model, "keep_head", None)
+    if keep_head is None:
+        raise ConfigError(f"deploy.head: model {config['model']['type']!r} has one head only")
+    return keep_head(str(head))
+
+
+def model_from_checkpoint(checkpoint: dict[str, Any]) -> tuple[Config, nn.Module]:
+    """The deployed model of a checkpoint, in evaluation mode, and its config."""
+    saved = checkpoint["config"]
+    config = from_values(saved["name"], saved["values"], where="the checkpoint's config")
+    import_user_modules(config)
+    model = build_model(config)
+    weights = checkpoint["ema_state_dict"] or checkpoint["state_dict"]
+    load_weights(model, weights, "checkpoint")
+    return config, deployed(model, config).eval()
+
+
+def build_dataset(config: Config, split: str) -> SampleSource:
+    """The dataset of "train" or "val"; relative paths are below the config's data_rootdir."""
+    return DATASETS.build(config[split]["dataset"], root=Path(config["data_rootdir"]))
+
+
+def build_loader(config: Config, split: str, dataset: SampleSource) -> Loader:
+    """Batches of a dataset as "train" or "val" says; only training shuffles."""
+    node = config[split]
+    transforms = [TRANSFORMS.build(transform) for transform in node.get("transforms", [])]
+    return Loader(
+        dataset,
+        transforms,
+        batch_size=node.get("batch_size", 1),
+        shuffle=split == "train",
+        num_workers=node.get("num_workers", 0),
+        seed=config["seed"],
+    )
+
+
+def build_batch_transforms(config: Config) -> nn.Module:
+    """uint8 images (N, 3, H, W) to the model's float32 input, in one module."""
+    return nn.Sequential(*[BATCH_TRANSFORMS.build(node) for node in config["batch_transforms"]])
+
+
+def build_loss(config: Config, dataset: SampleSource) -> nn.Module:
+    """The loss; it may weigh classes by how many pixels the training set has of each."""
+    return LOSSES.build(config["loss"], class_pixels=getattr(dataset, "class_pixels", None))
+
+
+def build_metric(config: Config, dataset: SampleSource) -> Metric:
+    """The metric, with the dataset's class names where it has them."""
+    return METRICS.build(config["metric"], classes=getattr(dataset, "classes", None))

@@ -1,0 +1,157 @@
+"""Checks of a config before anything heavy is loaded: every name, argument and plain type."""
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hatcli.config import KEYS, Config, from_values
+from hatcli.data.datasets import DATASETS
+from hatcli.data.transforms import BATCH_TRANSFORMS, TRANSFORMS
+from hatcli.engine import OPTIMIZERS, SCHEDULES
+from hatcli.errors import ConfigError, did_you_mean
+from hatcli.losses import LOSSES
+from hatcli.metrics import METRICS
+from hatcli.models import MODELS
+from hatcli.registry import Registry, fits
+
+PLUGINS = "hatcli.plugins"
+
+PARTS: dict[str, Registry] = {
+    "model": MODELS,
+    "loss": LOSSES,
+    "metric": METRICS,
+    "optim": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "train": {
+        "dataset": "dict",
+        "transforms": "list",
+        "batch_size": "int",
+        "num_workers": "int",
+    },
+    "val": {"dataset": "dict", "transforms": "list", "batch_size": "int", "num_workers": "int"},
+    "fit": {
+        "precision": "Literal['auto', 'float32', 'bf16']",
+        "channels_last": "bool",
+        "clip_grad_norm": "float | None",
+        "ema_decay": "float | None",
+        "val_every": "int",
+        "log_every": "int",
+    },
+    "deploy": {"head": "str | int", "argmax": "bool", "shape": "list"},
+}
+
+POSITIVE = ("epochs", "train.batch_size", "val.batch_size", "fit.val_every", "fit.log_every")
+
+
+def check_config(config: Config) -> None:
+    """Refuse a config that names something that doesn't exist.
+
+    Loads no torch unless the config (or an installed plugin) brings modules of its own.
+
+    Raises:
+        ConfigError: with the place in the config and the nearest name.
+    """
+    import_user_modules(config)
+    if config["task"] not in ("segmentation", "classification"):
+        raise ConfigError(
+            f"task: unknown {config['task']!r}", "choose segmentation or classification"
+        )
+    for key, settings in SETTINGS.items():
+        _check_settings(key, config[key], settings)
+    for where, registry, node in _parts(config):
+        _check_part(where, registry, node)
+    for path in POSITIVE:
+        value = _look_up(config, path)
+        if value is not None and value < 1:
+            raise ConfigError(f"{path}: must be at least 1, got {value}")
+    _check_steps(config)
+
+
+def import_user_modules(config: Config) -> None:
+    """Import the modules that a config names, and the installed plugins.
+
+    Raises:
+        ConfigError: a module can't be found or fails.
+    """
+    for plugin in importlib.metadata.entry_points(group=PLUGINS):
+        plugin.load()
+    for name in config["imports"]:
+        try:
+            if str(name).endswith(".py"):
+                _import_file(Path(name))
+            else:
+                importlib.import_module(name)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"imports: {name!r} fails: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _import_file(path: Path) -> None:
+    """Import by name from its folder, so that spawned workers can import it again."""
+    if not path.is_file():
+        raise ConfigError(f"imports: no such file: {path}")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = importlib.import_module(path.stem)
+    found = Path(module.__file__ or "")
+    if found.resolve() != path.resolve():
+        raise ConfigError(f"imports: {path} is hidden by {found}", "give the file another name")
+
+
+def _parts(config: Config) -> Iterator[tuple[str, Registry, Any]]:
+    """Every node that a registry builds, and where it stands."""
+    for key, registry in PARTS.items():
+        yield key, registry, config[key]
+    for split in ("train", "val"):
+        yield f"{split}.dataset", DATASETS, config[split].get("dataset")
+        for position, node in enumerate(config[split].get("transforms", [])):
+            yield f"{split}.transforms.{position}", TRANSFORMS, node
+    for position, node in enumerate(config["batch_transforms"]):
+        yield f"batch_transforms.{position}", BATCH_TRANSFORMS, node
+
+
+def _check_part(where: str, registry: Registry, node: Any) -> None:
+    if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
+        raise ConfigError(f"{where}: must be a dict with a 'type', got {node!r}")
+    arguments = {key: value for key, value in node.items() if key != "type"}
+    try:
+        registry.check_arguments(registry.part(node["type"]), arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", error.hint) from error
+
+
+def _check_settings(key: str, node: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+    for name, value in node.items():
+        if name not in settings:
+            raise ConfigError(f"{key}: no setting {name!r}", did_you_mean(name, settings))
+        if not fits(value, settings[name]):
+            raise ConfigError(f"{key}.{name}: must be {settings[name]}, got {value!r}")
+
+
+def _check_steps(config: Config) -> None:
+    for step, changes in config["steps"].items():
+        if step not in ("calibration", "qat"):
+            raise ConfigError(
+                f"steps: no step {step!r}", did_you_mean(step, ("calibration", "qat"))
+            )
+        for key in changes:
+            if key not in KEYS:
+                raise ConfigError(f"steps.{step}: unknown name {key!r}", did_you_mean(key, KEYS))
+        from_values(config.name, {**config.values, **changes}, where=f"steps.{step}")
+
+
+def _look_up(config: Config, path: str) -> Any:
+    value: Any = config.values
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value

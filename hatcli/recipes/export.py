@@ -1,0 +1,239 @@
+"""hat export: a checkpoint's deployed model as an ONNX file, checked before it gets its name."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from hatcli import __version__
+from hatcli.config import Config, from_values
+from hatcli.data.classes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+from hatcli.engine.checkpoint import load_checkpoint
+from hatcli.errors import CheckpointError, UsageError
+from hatcli.events import Job, Note
+from hatcli.export.check import TOLERANCE, Comparison, check_onnx, program_values, random_images
+from hatcli.export.metadata import append_metadata
+from hatcli.export.onnx import OPSET, Deployed, Dynamic, export_onnx, second_shape
+from hatcli.export.publish import unpublished
+from hatcli.recipes.build import build_batch_transforms, model_from_checkpoint
+from hatcli.recipes.check import check_config
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How to export a checkpoint; what is None follows the config.
+
+    Attributes:
+        path: the file to write; by default the config's name in the current folder, with the
+            step in it where that isn't float.
+        shape: (N, C, H, W) of the images; None takes deploy.shape.
+        dynamic: which of the sizes the file leaves open.
+        with_preprocess: whether the file takes uint8 RGB images and prepares them itself.
+        argmax: whether the file gives labels instead of scores; None takes deploy.argmax.
+        tolerance: largest difference to torch, as a share of the largest score.
+    """
+
+    path: Path | None = None
+    shape: tuple[int, int, int, int] | None = None
+    dynamic: Dynamic = "both"
+    opset: int = OPSET
+    with_preprocess: bool = False
+    argmax: bool | None = None
+    tolerance: float = TOLERANCE
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        step: of the checkpoint, e.g. "float".
+        nodes: operator -> how many of it, the most frequent first.
+        input: name, dtype and shape; so for ``output``.
+        batch_transforms: what prepares the images, by name.
+        with_preprocess: whether these are inside the file.
+        checks: comparisons with torch, one a batch of images.
+        metrics: those of the checkpoint.
+        seconds: for the export and the check.
+    """
+
+    file: Path
+    size_bytes: int
+    step: str
+    opset: int
+    nodes: dict[str, int]
+    input: str
+    output: str
+    batch_transforms: tuple[str, ...]
+    with_preprocess: bool
+    checks: tuple[Comparison, ...]
+    tolerance: float
+    metrics: dict[str, float]
+    seconds: float
+
+
+def export_checkpoint(
+    file: Path,
+    settings: ExportSettings,
+    *,
+    config: Config | None = None,
+    overrides: list[str] | None = None,
+) -> Job[ExportResult]:
+    """Export the deployed model of a checkpoint, and compare the file with torch.
+
+    Args:
+        config: whose deploy settings to use; by default the checkpoint's own.
+        overrides: "key=value" changes of the checkpoint's own config.
+
+    Raises:
+        CheckpointError: ``config`` describes another model than the checkpoint's.
+        CheckFailed: onnxruntime and torch differ; no file is left.
+        HatError: the model can't be exported like this, or the file not be written.
+    """
+    started = time.perf_counter()
+    checkpoint = _with_config(load_checkpoint(file), config, overrides or [], file)
+    config, model = model_from_checkpoint(checkpoint)
+    prepare = build_batch_transforms(config).eval()
+    deployed = _deployed(config, settings, model, prepare)
+    size_divisor = int(getattr(model, "size_divisor", 1))
+    shape = _shape(config, settings)
+    path = settings.path or _default_path(config, checkpoint["step"])
+    with unpublished(path, overwrite=settings.overwrite) as temporary:
+        yield Note(f"exporting {file} as {path}")
+        exported = export_onnx(
+            deployed,
+            shape,
+            dynamic=settings.dynamic,
+            size_divisor=size_divisor,
+            opset=settings.opset,
+            metadata=_metadata(checkpoint, config, deployed, size_divisor),
+        )
+        temporary.write_bytes(exported.model.SerializeToString())
+        yield Note(f"comparing it with torch in onnxruntime {onnxruntime.__version__}")
+        checks = check_onnx(
+            temporary,
+            deployed.scores,
+            _batches(
+                [shape, second_shape(shape, settings.dynamic, size_divisor)], deployed, prepare
+            ),
+            tolerance=settings.tolerance,
+            values=program_values(exported.program),
+            name=str(path),
+        )
+        append_metadata(temporary, {"hat.check": _check_entry(checks, settings.tolerance)})
+    return ExportResult(
+        path,
+        path.stat().st_size,
+        checkpoint["step"],
+        settings.opset,
+        dict(Counter(node.op_type for node in exported.model.graph.node).most_common()),
+        _described(exported.model.graph.input[0]),
+        _described(exported.model.graph.output[0]),
+        tuple(node["type"] for node in config["batch_transforms"]),
+        settings.with_preprocess,
+        tuple(checks),
+        settings.tolerance,
+        checkpoint["metrics"] or {},
+        time.perf_counter() - started,
+    )
+
+
+def _with_config(
+    checkpoint: dict[str, Any], given: Config | None, overrides: list[str], file: Path
+) -> dict[str, Any]:
+    """The checkpoint with the config to export by."""
+    saved = checkpoint["config"]
+    own = from_values(saved["name"], saved["values"], where=f"the config of {file}")
+    if given is None:
+        chosen = own.with_overrides(overrides)
+        check_config(chosen)
+    else:
+        chosen = given
+    for key in ("model", "batch_transforms"):
+        if own[key] != chosen[key]:
+            raise CheckpointError(
+                f"{file}: trained with {key} {own[key]}, the config asks for {chosen[key]}",
+                "export it with its own config: leave TARGET out",
+            )
+    return {**checkpoint, "config": {"name": chosen.name, "values": dict(chosen.values)}}
+
+
+def _deployed(
+    config: Config, settings: ExportSettings, model: nn.Module, prepare: nn.Module
+) -> Deployed:
+    argmax = settings.argmax
+    if argmax is None:
+        argmax = bool(config["deploy"].get("argmax", False))
+    return Deployed(model, prepare if settings.with_preprocess else None, argmax=argmax)
+
+
+def _shape(config: Config, settings: ExportSettings) -> tuple[int, ...]:
+    shape = settings.shape or config["deploy"].get("shape")
+    if not shape:
+        raise UsageError("which size?", "give --shape N,C,H,W, or deploy.shape in the config")
+    return tuple(shape)
+
+
+def _default_path(config: Config, step: str) -> Path:
+    return Path(f"{config.name}.onnx" if step == "float" else f"{config.name}-{step}.onnx")
+
+
+def _batches(shapes: list[tuple[int, ...]], deployed: Deployed, prepare: nn.Module) -> list[Tensor]:
+    """Made-up images as the file takes them."""
+    images = [random_images(shape, seed) for seed, shape in enumerate(shapes)]
+    if deployed.preprocess is not None:
+        return images
+    with torch.no_grad():
+        return [prepare(batch) for batch in images]
+
+
+def _metadata(
+    checkpoint: Mapping[str, Any], config: Config, deployed: Deployed, size_divisor: int
+) -> dict[str, str]:
+    """Everything that the user of a file may ask; numbers, lists and truth values are JSON."""
+    classes = list(checkpoint["classes"] or [])
+    is_cityscapes = tuple(classes) == CITYSCAPES_CLASSES
+    metrics = checkpoint["metrics"] or {}
+    values = {
+        "hat.config": {"name": config.name, "values": dict(config.values)},
+        "hat.step": checkpoint["step"],
+        "hat.epoch": checkpoint["epoch"],
+        "hat.metrics": {name: v if math.isfinite(v) else None for name, v in metrics.items()},
+        "hat.classes": classes,
+        "hat.palette": CITYSCAPES_PALETTE if is_cityscapes else [],
+        "hat.preprocess": deployed.preprocess is not None,
+        "hat.argmax": deployed.argmax,
+        "hat.color_order": "RGB",
+        "hat.size_divisor": size_divisor,
+        "hat.version": __version__,
+        "hat.trained_with": checkpoint["hat_version"],
+    }
+    return {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
+
+
+def _check_entry(checks: list[Comparison], tolerance: float) -> str:
+    return json.dumps(
+        {
+            "onnxruntime": onnxruntime.__version__,
+            "torch": torch.__version__,
+            "tolerance": tolerance,
+            "comparisons": [asdict(check) for check in checks],
+        }
+    )
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    sizes = [str(size.dim_param or size.dim_value) for size in tensor.shape.dim]
+    return f"{value.name} {dtype} ({', '.join(sizes)})"

@@ -1,0 +1,220 @@
+"""Run folders: runs/unet/2026-11-21_153012-float/ and what stands in them."""
+
+import csv
+import fcntl
+import json
+import math
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from hatcli import __version__
+from hatcli.config import Config, show_config
+from hatcli.errors import HatError, LockedError, UsageError
+from hatcli.events import EpochDone, Event, Progress
+
+RUNS = Path("runs")
+STEPS = ("float", "calibration", "qat", "int_infer")
+SUFFIX = ".pth.tar"
+
+
+class RunFolder:
+    """An open run folder: one process at a time writes to it.
+
+    Args:
+        path: the folder; it exists.
+
+    Raises:
+        LockedError: another process has it open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _lock(path / ".lock")
+        self._log: TextIO = (path / "train.log").open("a", encoding="utf-8")
+
+    @classmethod
+    def create(cls, config: Config, step: str, root: Path | None = None) -> "RunFolder":
+        """A new folder, named by the config, the time and the step; "-2" if that is taken."""
+        stamp = datetime.now().strftime("%Y-%m-%d_%H%M%S")
+        parent = (root or RUNS) / config.name
+        for number in range(1, 1000):
+            name = f"{stamp}-{step}" + (f"-{number}" if number > 1 else "")
+            try:
+                (parent / name).mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise HatError(f"{parent}: cannot make a run folder: {error.strerror}") from error
+            return cls(parent / name)
+        raise HatError(f"{parent}: too many runs of this second")
+
+    def describe(self, config: Config, command: Iterable[str], environment: dict[str, Any]) -> None:
+        """Write config.py, args.txt and env.json."""
+        (self.path / "config.py").write_text(show_config(config), encoding="utf-8")
+        (self.path / "args.txt").write_text(" ".join(command) + "\n", encoding="utf-8")
+        write_json(self.path / "env.json", environment)
+
+    def checkpoint_path(self, step: str, which: str) -> Path:
+        """Path of the "best" or "last" checkpoint of a step."""
+        return self.path / f"{step}-checkpoint-{which}{SUFFIX}"
+
+    def record(self, event: Event) -> None:
+        """Add an event to train.log, and an epoch to metrics.jsonl and results.csv."""
+        if isinstance(event, Progress):
+            return
+        if isinstance(event, EpochDone):
+            self._record_epoch(event)
+        self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {event}\n")
+        self._log.flush()
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop the epochs that a resumed run will do again from metrics.jsonl and results.csv."""
+        rows = [row for row in read_metrics(self.path) if row["epoch"] <= epoch]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.path / "metrics.jsonl").write_text(lines, encoding="utf-8")
+        table = self.path / "results.csv"
+        if table.exists():
+            kept = table.read_text(encoding="utf-8").splitlines(keepends=True)[: len(rows) + 1]
+            table.write_text("".join(kept), encoding="utf-8")
+
+    def close(self) -> None:
+        """Let others write here."""
+        self._log.close()
+        self._lock.close()
+
+    def _record_epoch(self, event: EpochDone) -> None:
+        row = {
+            "epoch": event.epoch,
+            **{f"train/{name}": value for name, value in event.train.items()},
+            **{f"val/{name}": _json_number(value) for name, value in event.val.items()},
+            "lr": event.lr,
+            "images_per_s": round(event.images_per_s, 3),
+            "seconds": round(event.seconds, 3),
+        }
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        table = self.path / "results.csv"
+        is_new = not table.exists()
+        with table.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(row)
+            writer.writerow(row.values())
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The epochs of a run from metrics.jsonl; a last line that a kill cut short is left out."""
+    path = run / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def newest_run(name: str | None = None, step: str | None = None, root: Path = RUNS) -> Path | None:
+    """The newest run folder, by the time in its name, that holds a checkpoint (of ``step``)."""
+    pattern = f"{step or '*'}-checkpoint-*{SUFFIX}"
+    runs = [
+        run
+        for parent in sorted(root.glob(name or "*"))
+        for run in parent.glob("*")
+        if any(run.glob(pattern))
+    ]
+    return max(runs, key=lambda run: (run.name[:17], run.stat().st_mtime_ns), default=None)
+
+
+def find_checkpoint(text: str, name: str | None = None) -> tuple[Path, str | None]:
+    """The checkpoint that --ckpt means.
+
+    Args:
+        text: a path; or best.pth, last.pth or float-checkpoint-best.pth.tar, which mean that of
+            the newest run when no such file exists.
+        name: only runs of this config.
+
+    Returns:
+        The path, and the line that says which run it is from, if it had to be looked for.
+
+    Raises:
+        UsageError: nothing is found.
+    """
+    path = Path(text)
+    if path.exists() or path.parent != Path():
+        return path, None
+    stem = path.name.removesuffix(".tar").removesuffix(".pth")
+    which = stem.rpartition("-")[2]
+    step = stem.removesuffix(which).removesuffix("-checkpoint-") or None
+    if which not in ("best", "last") or (step is not None and step not in STEPS):
+        return path, None
+    run = newest_run(name, step)
+    if run is None:
+        of = f" of {name}" if name else ""
+        raise UsageError(
+            f"no {path.name} here, and no run{of} in {RUNS}/ has one",
+            f"train one: hat train {name or 'unet'} --step {step or 'float'}",
+        )
+    found = max(run.glob(f"{step or '*'}-checkpoint-{which}{SUFFIX}"), default=None, key=_age)
+    if found is None:
+        raise UsageError(f"{run}: has no {which} checkpoint")
+    return found, f"checkpoint: {found} (of the newest run)"
+
+
+def environment() -> dict[str, Any]:
+    """What a reader of the figures has to know of the machine."""
+    torch = sys.modules.get("torch")
+    return {
+        "hat": __version__,
+        "python": platform.python_version(),
+        "torch": getattr(torch, "__version__", None),
+        "threads": torch.get_num_threads() if torch else None,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "host": socket.gethostname(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """A JSON file; NaN, which JSON has not, becomes null."""
+    path.write_text(json.dumps(_json_value(document), indent=2) + "\n", encoding="utf-8")
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    return _json_number(value)
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _age(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _lock(path: Path) -> TextIO:
+    """Lock a file, by lockf: a flock would live on in forked workers after we are killed."""
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise LockedError(f"{path.parent}: {owner} is writing to this run") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file

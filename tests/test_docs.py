@@ -1,0 +1,112 @@
+"""Every command in the documents runs, or says in its line why it doesn't."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from made_cityscapes import make_cityscapes
+from tiny import write_tiny_config
+
+from hatcli.cli import run
+from hatcli.config import shipped_configs
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(console|bash|python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MARK = "# not run by the tests"
+MAKE = {"make demo", "make test", "make test-full", "make check", "make bench"}
+# What the shipped recipe needs to train in seconds on pictures of 64x32; nothing else is changed.
+SMALL = [
+    "epochs=1",
+    "train.transforms.1.height=64",
+    "train.transforms.1.width=64",
+    "train.batch_size=2",
+    "train.num_workers=0",
+    "val.num_workers=0",
+]
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(document.read_text()) if kind == language]
+
+
+def commands(document: Path) -> list[str]:
+    lines = [line for text in blocks(document, "console") for line in text.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+def run_line(line: str) -> None:
+    words = shlex.split(line)
+    target = words.index(">") if ">" in words else None
+    arguments = words[1:target]
+    trains_shipped = arguments[0] == "train" and not {"--val-only", "--resume"} & set(arguments)
+    small = SMALL if trains_shipped else []  # first, so that what the document says wins
+    code = run([arguments[0], *small, *arguments[1:]])
+    assert code == 0, line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_of_a_document_runs(document, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_cityscapes(tmp_path / "data" / "cityscapes", train=4, val=2)
+    for line in commands(document):
+        if MARK in line:
+            continue
+        capsys.readouterr()
+        assert line.startswith("hat "), f"{document.name}: can't run {line!r}"
+        run_line(line)
+        if "> my_unet.py" in line:
+            Path("my_unet.py").write_text(capsys.readouterr().out)
+    for source in blocks(document, "python"):
+        if "register" not in source:  # a part to copy; it has a test of its own
+            exec(compile(source, document.name, "exec"), {"__name__": document.stem})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_shell_blocks_hold_make_targets_or_marked_lines(document):
+    makefile = (ROOT / "Makefile").read_text()
+    for text in blocks(document, "bash"):
+        for line in text.splitlines():
+            command = line.partition("#")[0].strip()
+            assert command in MAKE or MARK.removeprefix("# ") in line, line
+            if command in MAKE:
+                assert f"\n{command.removeprefix('make ')}:" in makefile
+
+
+def test_marks_are_few_and_give_a_reason():
+    marked = [
+        line
+        for document in DOCUMENTS
+        for line in document.read_text().splitlines()
+        if "not run by the tests" in line
+    ]
+    assert len(marked) <= 6
+    assert all(re.search(r"not run by the tests( here)?: \w+", line) for line in marked)
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_part_shown_in_contributing_drops_in(tmp_path, monkeypatch, capsys):
+    source = next(b for b in blocks(ROOT / "docs" / "contributing.md", "python") if "Stub" in b)
+    (tmp_path / "my_parts.py").write_text(source)
+    config = write_tiny_config(tmp_path, tmp_path / "data")
+    text = config.read_text().replace('{"type": "unet"', '{"type": "Stub"')
+    text = text.replace(', "alpha": 0.25, "bn_momentum": 0.5', ', "width": 24')
+    text = text.replace('"head": "4", ', "")
+    config.write_text('imports = ["my_parts.py"]\n' + text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    make_cityscapes(tmp_path / "data", train=4, val=2)
+    for split in ("train", "val"):
+        assert run(["pack", "cityscapes", "--src", "data", "--split", split]) == 0
+    assert run(["config", "check", str(config), "--data"]) == 0
+    assert run(["train", str(config), "epochs=1"]) == 0
+    assert run(["ops", str(config)]) == 0
+    assert "Stub" not in shipped_configs()
+    assert "my_parts" in sys.modules
