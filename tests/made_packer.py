@@ -9,6 +9,7 @@ import numpy as np
 from hatcli.data.packers import Made
 from hatcli.data.packers._work import StopRequest, make_records
 from hatcli.data.packs.publish import Draft, Identity, hold_lock, make_room
+from hatcli.data.packs.reader import open_pack
 
 
 class NumbersPacker:
@@ -77,3 +78,12 @@ def build(target, packer=None, *, workers=0, restart=False, overwrite=False):
             return draft.publish()
         finally:
             draft.close()
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def numbers_in(path):
+    with open_pack(path) as pack:
+        return [int(sample["values"][0]) for sample in pack]
