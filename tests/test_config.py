@@ -145,6 +145,18 @@ def test_a_check_names_the_place_and_the_nearest(tiny, text, message, hint):
     assert hint in (caught.value.hint or "")
 
 
+def test_an_installed_package_joins_through_its_entry_point(tiny, monkeypatch):
+    loaded = []
+
+    class Plugin:
+        def load(self) -> None:
+            loaded.append("plugin")
+
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [Plugin()])
+    check_config(load_config(str(tiny)))
+    assert loaded == ["plugin"]
+
+
 def test_defaults_are_not_shared_between_configs(tiny):
     first = load_config(str(tiny))
     override(first.values, "quantize.target=ort")

@@ -16,7 +16,7 @@ from tiny import write_tiny_config
 
 from hatcli.cli import run
 from hatcli.config import load_config
-from hatcli.engine.checkpoint import load_checkpoint
+from hatcli.engine.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -191,6 +191,52 @@ def test_a_resumed_run_takes_no_other_settings(config, capsys):
     assert run(["train", config, "epochs=1"]) == 0
     assert run(["train", config, "--resume", "epochs=5"]) == 2
     assert "started with another epochs" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_data_it_was_started_with_or_not_at_all(config, data, capsys):
+    assert run(["train", config, "epochs=1"]) == 0
+    other = make_cityscapes(Path("other"), train=6, val=3, size=(128, 96), seed=1)
+    packed = run(["pack", "cityscapes", "--src", str(other), "--split", "train"])
+    (found,) = Path("runs/tiny").iterdir()
+    last = found / "float-checkpoint-last.pth.tar"
+    content = load_checkpoint(last)
+    content["config"]["values"]["train"]["dataset"]["path"] = str(other.resolve() / "train_lmdb")
+    save_checkpoint(last, content)
+    capsys.readouterr()
+    assert (packed, run(["train", "--resume-from", str(found)])) == (0, 1)
+    assert "the training data changed since" in capsys.readouterr().err
+
+
+def test_another_number_of_threads_is_said_when_a_run_goes_on(config, capsys):
+    assert run(["train", config, "epochs=1"]) == 0
+    (found,) = Path("runs/tiny").iterdir()
+    last = found / "float-checkpoint-last.pth.tar"
+    save_checkpoint(last, {**load_checkpoint(last), "threads": 99})
+    capsys.readouterr()
+    assert run(["train", "--resume-from", str(found)]) == 0
+    assert "warning: threads was 99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.num_classes=18", "model.num_classes is 18, the training set has 19 classes"),
+        ("metric.num_classes=18", "num_classes is 18, the dataset has 19 classes"),
+        ("train.batch_size=7", "no batch in an epoch: 6 samples, batch_size 7"),
+        ("deploy.head=3", "3"),
+        ("loss.class_weights=[1.0]", "1 class_weights for the 19 classes"),
+    ],
+)
+def test_what_does_not_fit_together_is_said_before_a_checkpoint(config, setting, message, capsys):
+    assert run(["train", config, setting]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_a_pack_of_the_other_split_is_a_warning(config, capsys):
+    assert run(["train", config, "epochs=1", "val.dataset.path=train_lmdb"]) == 0
+    assert "warning: val.dataset is a pack of the train split" in capsys.readouterr().err
 
 
 def test_a_terminated_run_says_how_to_go_on(config):

@@ -13,13 +13,13 @@ from torch import nn
 
 from hatcli import __version__
 from hatcli.config import Config, from_values
-from hatcli.data.loader import Loader
+from hatcli.data.loader import Loader, SampleSource
 from hatcli.engine import OPTIMIZERS, SCHEDULES
 from hatcli.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from hatcli.engine.device import pick_device, pick_dtype
 from hatcli.engine.ema import Ema
 from hatcli.engine.loop import FitSettings, Metric, Training, Validate, evaluate, fit
-from hatcli.errors import CheckpointError, StoppedBySignal, UsageError
+from hatcli.errors import CheckpointError, ConfigError, StoppedBySignal, UsageError
 from hatcli.events import EpochDone, Event, Job, Note, Warned, headline
 from hatcli.recipes.build import (
     build_batch_transforms,
@@ -73,6 +73,7 @@ def train_float(
     batches = build_loader(config, "train", train_set)
     validation = build_loader(config, "val", val_set)
     metric = build_metric(config, val_set)
+    _require_same_classes(config, train_set)
     loss = build_loss(config, train_set).to(place)
     prepare = build_batch_transforms(config).to(place)
     training = new_training(config, place)
@@ -84,7 +85,7 @@ def train_float(
         run.describe(config, ["hat", *map(shlex.quote, command or [])], environment())
     else:
         run = RunFolder(resume_from.parent)
-        restore(training, resume_from)
+        yield from restore(training, resume_from, digest=getattr(train_set, "digest", None))
         run.forget_after(training.epoch)
     with closing(run):
         yield from _record(run, _announce(config, run, place, dtype, (train_set, val_set)))
@@ -98,14 +99,13 @@ def train_float(
             validate=_validation(config, validation, metric, prepare, place),
             best_by=metric.best_by,
         )
-        classes = list(getattr(train_set, "classes", []))
         best = run.checkpoint_path("float", "best")
         last = run.checkpoint_path("float", "last")
         try:
             for event in events:
                 run.record(event)
                 if isinstance(event, EpochDone):
-                    content = checkpoint_content(config, "float", training, event.val, classes)
+                    content = checkpoint_content(config, "float", training, event.val, train_set)
                     save_checkpoint(last, content)
                     if event.is_best or not best.exists():
                         save_checkpoint(best, content)
@@ -125,15 +125,30 @@ def new_training(config: Config, device: torch.device) -> Training:
     return Training(model, optimizer, Ema(model, decay) if decay is not None else None)
 
 
-def restore(training: Training, checkpoint: Path) -> None:
+def restore(training: Training, checkpoint: Path, *, digest: str | None = None) -> Iterator[Event]:
     """Put a checkpoint's state into a training that was built from the same config.
 
+    Args:
+        digest: of the training set's content, where it has one.
+
     Raises:
-        CheckpointError: it doesn't fit, or holds only weights.
+        CheckpointError: it doesn't fit, holds only weights, or the data has changed since.
     """
     content = load_checkpoint(checkpoint)
     if "optimizer" not in content:
         raise CheckpointError(f"{checkpoint}: holds weights only; a run can't go on from it")
+    if content["data_digest"] != digest:
+        raise CheckpointError(
+            f"{checkpoint}: the training data changed since",
+            "restore the pack that the run was started with, or start a new run",
+        )
+    now = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    for name, value in now.items():
+        if content[name] != value:
+            yield Warned(
+                f"{name} was {content[name]} and is {value} now: the run goes on, "
+                "but its weights won't be the same to the last bit"
+            )
     load_weights(training.model, content["state_dict"], str(checkpoint))
     training.restore(content)
 
@@ -157,15 +172,17 @@ def config_to_resume(checkpoint: Path, overrides: list[str]) -> Config:
 
 
 def checkpoint_content(
-    config: Config, step: str, training: Training, metrics: Any, classes: list[str]
+    config: Config, step: str, training: Training, metrics: Any, dataset: SampleSource
 ) -> dict[str, Any]:
     """A checkpoint: all that a later command, or the same run, needs to go on."""
     return {
         "hat_version": __version__,
         "step": step,
         "config": {"name": config.name, "values": dict(config.values)},
-        "classes": classes,
+        "classes": list(getattr(dataset, "classes", [])),
+        "data_digest": getattr(dataset, "digest", None),
         "metrics": dict(metrics),
+        "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         **training.state(),
     }
@@ -190,6 +207,20 @@ def _announce(
     names = [tuple(getattr(data, "classes", ())) for data in sets]
     if names[0] != names[1]:
         yield Warned("the classes of the training and the validation set differ")
+    for role, data in zip(("train", "val"), sets, strict=True):
+        split = getattr(data, "split", role)
+        if split != role:
+            yield Warned(f"{role}.dataset is a pack of the {split} split")
+
+
+def _require_same_classes(config: Config, dataset: SampleSource) -> None:
+    """A label that the model has no score for would end a CUDA program without a word."""
+    classes = getattr(dataset, "classes", None)
+    scores = config["model"].get("num_classes")
+    if classes is not None and scores is not None and len(classes) != scores:
+        raise ConfigError(
+            f"model.num_classes is {scores}, the training set has {len(classes)} classes"
+        )
 
 
 def _record(run: RunFolder, events: Iterator[Event]) -> Iterator[Event]:

@@ -35,6 +35,8 @@ class Cityscapes:
         self._pack = open_pack(Path(root or ".", path))
         self.classes: tuple[str, ...] = tuple(self._pack.meta["classes"])
         self.class_pixels: tuple[int, ...] = tuple(self._pack.meta["class_pixels"])
+        self.split: str = self._pack.meta["split"]
+        self.digest: str = self._pack.meta["content_sha256"]
 
     def __len__(self) -> int:
         return len(self._pack)
