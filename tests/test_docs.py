@@ -10,7 +10,6 @@ from made_cityscapes import make_cityscapes
 from tiny import write_tiny_config
 
 from hatcli.cli import run
-from hatcli.config import shipped_configs
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -92,21 +91,21 @@ def test_every_link_to_a_file_leads_somewhere():
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_part_shown_in_contributing_drops_in(tmp_path, monkeypatch, capsys):
-    source = next(b for b in blocks(ROOT / "docs" / "contributing.md", "python") if "Stub" in b)
-    (tmp_path / "my_parts.py").write_text(source)
-    config = write_tiny_config(tmp_path, tmp_path / "data")
-    text = config.read_text().replace('{"type": "unet"', '{"type": "Stub"')
-    text = text.replace(', "alpha": 0.25, "bn_momentum": 0.5', ', "width": 24')
-    text = text.replace('"head": "4", ', "")
-    config.write_text('imports = ["my_parts.py"]\n' + text)
+def test_the_parts_shown_in_contributing_drop_in(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "contributing.md").read_text()
+    files = re.findall(r"`(my_\w+\.py)`:\n\n```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in files] == ["my_model.py", "my_loss.py", "my_dataset.py"]
+    for name, source in files:
+        (tmp_path / name).write_text(source)
+    shown = next(b for b in blocks(ROOT / "docs" / "contributing.md", "text") if "imports" in b)
+    config = write_tiny_config(tmp_path, tmp_path)
+    changes = shown + 'val = {**train, "dataset": {"type": "HalfRoad", "length": 4}}\n'
+    config.write_text(f"{config.read_text()}\n{changes}deploy = {{'shape': [1, 3, 64, 128]}}\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    make_cityscapes(tmp_path / "data", train=4, val=2)
-    for split in ("train", "val"):
-        assert run(["pack", "cityscapes", "--src", "data", "--split", split]) == 0
+    monkeypatch.setattr("sys.path", list(sys.path))
     assert run(["config", "check", str(config), "--data"]) == 0
-    assert run(["train", str(config), "epochs=1"]) == 0
+    assert run(["train", str(config), "epochs=6", "optim.lr=0.2"]) == 0
     assert run(["ops", str(config)]) == 0
-    assert "Stub" not in shipped_configs()
-    assert "my_parts" in sys.modules
+    assert run(["export", "--ckpt", "best.pth"]) == 0
+    capsys.readouterr()
+    assert run(["eval", "tiny.onnx", "--min", "aAcc=80"]) == 0

@@ -80,7 +80,7 @@ def evaluate_file(
     metric = build_metric(config, dataset)
     _require_known(bounds or {}, metric)
     loader = build_loader(config, "val", dataset)
-    yield Note(f"evaluating {file} on {len(dataset)} images of {config['val']['dataset']}")
+    yield Note(f"evaluating {file} on {len(dataset)} images")
     with tempfile.TemporaryDirectory() as folder:
         writer = None
         if gt_dir is not None or save_predictions is not None:

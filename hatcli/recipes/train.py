@@ -142,7 +142,7 @@ def restore(training: Training, checkpoint: Path, *, digest: str | None = None) 
             f"{checkpoint}: the training data changed since",
             "restore the pack that the run was started with, or start a new run",
         )
-    now = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    now = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
     for name, value in now.items():
         if content[name] != value:
             yield Warned(
@@ -182,7 +182,7 @@ def checkpoint_content(
         "classes": list(getattr(dataset, "classes", [])),
         "data_digest": getattr(dataset, "digest", None),
         "metrics": dict(metrics),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         **training.state(),
     }
