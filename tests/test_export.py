@@ -1,3 +1,4 @@
+import copy
 import functools
 import json
 from pathlib import Path
@@ -40,7 +41,23 @@ def with_weight(model: onnx.ModelProto, name: str, change) -> onnx.ModelProto:
     return changed
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+def rounding(net: nn.Module, images: torch.Tensor) -> float:
+    """How far float32 is from float64 in torch itself, as a share of the largest score."""
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(images.double())
+        return float((net(images) - exact).abs().max() / exact.abs().max())
+
+
+LARGER = ("resnet50", "tiny_vargnetv2", *(f"efficientnet_lite{number}" for number in range(1, 5)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LARGER else ())  # one a family is not
+        for name in MODELS.names()
+    ],
+)
 def test_every_shipped_model_computes_the_same_in_onnxruntime(name, tmp_path):
     torch.manual_seed(0)
     net = MODELS.build({"type": name})
@@ -51,9 +68,11 @@ def test_every_shipped_model_computes_the_same_in_onnxruntime(name, tmp_path):
     shape = (1, 3, 2 * divisor, 3 * divisor) if divisor > 32 else (1, 3, 64, 64)
     exported = export_onnx(deployed, shape, dynamic="batch", size_divisor=divisor)
     path = write(tmp_path / "model.onnx", exported.model)
-    results = check_onnx(path, deployed.scores, batches_for(deployed, [shape, (2, *shape[1:])]))
+    batches = batches_for(deployed, [shape, (2, *shape[1:])])
+    results = check_onnx(path, deployed.scores, batches)
     assert [result.shape[0] for result in results] == [1, 2]
-    assert max(result.relative for result in results) < 2e-5
+    allowed = max(2e-5, 3 * rounding(net, batches[1]))
+    assert max(result.relative for result in results) < allowed
     assert "BatchNormalization" not in {node.op_type for node in exported.model.graph.node}
 
 

@@ -76,6 +76,43 @@ def separable(
     return nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=pointwise))
 
 
+def group_unit(
+    in_channels: int,
+    out_channels: int,
+    groups: int,
+    factor: int = 1,
+    kernel: int = 3,
+    stride: int = 1,
+    *,
+    bias: bool = False,
+) -> nn.Sequential:
+    """A group convolution with ReLU, then a pointwise one without: the unit of VarGNet.
+
+    Zhang et al., "VarGNet", arXiv 1907.05653. The group convolution widens to ``factor`` times
+    the channels of the input and carries the stride; the pointwise one mixes the groups.
+    """
+    wide = factor * in_channels
+    group = conv_bn(in_channels, wide, kernel, stride, groups=groups, bias=bias)
+    point = conv_bn(wide, out_channels, relu=False, bias=bias)
+    return nn.Sequential(OrderedDict(group=group, point=point))
+
+
+def normalised_classifier(
+    in_channels: int, top_channels: int, num_classes: int, *, bias: bool = False
+) -> nn.Sequential:
+    """From a map (N, in_channels, H, W) to scores (N, num_classes), which are normalised too.
+
+    A pointwise convolution to ``top_channels``, the average over the whole map, and a pointwise
+    convolution to the classes with batch normalisation: training needs at least two images.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["top"] = conv_bn(in_channels, top_channels, bias=bias)
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["scores"] = conv_bn(top_channels, num_classes, relu=False, bias=bias)
+    layers["flatten"] = nn.Flatten(1)
+    return nn.Sequential(layers)
+
+
 def init_weights(model: nn.Module) -> None:
     """Set the start of training in place: He et al., arXiv 1502.01852; norms are the identity.
 
@@ -90,3 +127,19 @@ def init_weights(model: nn.Module) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def init_classifier(layer: nn.Module) -> None:
+    """Set a last linear layer in place so that training starts from nearly equal scores."""
+    assert isinstance(layer, nn.Linear)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+
+
+def rounded_channels(channels: float) -> int:
+    """The nearest multiple of 8, at least 8, and never a tenth less than asked for.
+
+    Sandler et al., "MobileNetV2", arXiv 1801.04381, and EfficientNet round like this.
+    """
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
