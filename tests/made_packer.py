@@ -25,6 +25,7 @@ class NumbersPacker:
     split = "train"
     official_length = None
     remarks = ()
+    unofficial = ()
 
     def __init__(self, count=20, size=500, deadly=None):
         self.options = {"size": size}

@@ -191,10 +191,13 @@ def _show(result: "PackResult") -> None:
     checks = "every record read back"
     if meta["options"].get("check") == "decode":
         checks = f"every image decoded, {checks}"
+    kinds = [f"{kind} ({count})" for kind, count in meta.get("counts", {}).items()]
     rows = [
         ("images", f"{meta['length']}"),
         ("bytes", f"{result.size_bytes} ({size_text(result.size_bytes)})"),
-        ("image sizes", ", ".join(f"{size} ({n})" for size, n in meta.get("sizes", {}).items())),
+        ("image sizes", _image_sizes(meta.get("sizes", {}))),
+        ("image kinds", ", ".join(kinds)),
+        *_class_rows(meta),
         ("content sha256", meta["content_sha256"][:16]),
         ("checks", checks),
         ("seconds", f"{result.seconds:.1f}"),
@@ -204,6 +207,30 @@ def _show(result: "PackResult") -> None:
     _screen.print_table(str(result.path), ("", ""), rows)
     if "class_pixels" in meta:
         _show_classes(meta)
+
+
+def _image_sizes(sizes: Mapping[str, Any]) -> str:
+    """Each size and how often it occurs; where there are too many, the range of each side."""
+    return ", ".join(
+        f"{size} ({n})" if isinstance(n, int) else f"{size} {_range_text(n)}"
+        for size, n in sizes.items()
+    )
+
+
+def _class_rows(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Images a class, in two lines: there may be a thousand classes."""
+    counts = sorted(count for count in meta.get("class_images", []) if count)
+    if not counts:
+        return []
+    spread = {"min": counts[0], "median": counts[(len(counts) - 1) // 2], "max": counts[-1]}
+    classes = f"{len(counts)} of {meta['num_classes']} have images"
+    return [("classes", classes), ("images a class", _range_text(spread))]
+
+
+def _range_text(spread: Mapping[str, int]) -> str:
+    if spread["min"] == spread["max"]:
+        return str(spread["min"])
+    return f"{spread['min']} to {spread['max']} (median {spread['median']})"
 
 
 def _show_classes(meta: Mapping[str, Any]) -> None:

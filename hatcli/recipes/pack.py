@@ -67,7 +67,7 @@ def pack(
         num_workers: processes that make records; 0 for this one, None for one a core. The pack
             doesn't depend on it.
         pack_type: the container, one of `PACK_TYPES`.
-        expect: "official" makes another number of samples than the published one an error.
+        expect: "official" makes it an error when samples or classes aren't as many as published.
         overwrite: replace a pack that is there.
         restart: throw away what an earlier run left.
         options: of the packer.
@@ -80,12 +80,8 @@ def pack(
     started = time.monotonic()
     _check_arguments(num_workers, pack_type, expect)
     packer: Packer = PACKERS.build({"type": dataset, **options}, source_dir=source_dir, split=split)
-    if expect == "official" and len(packer.stamps) != packer.official_length:
-        raise DataError(
-            f"{source_dir}: expected {packer.official_length} samples in {split}, "
-            f"found {len(packer.stamps)}",
-            "complete the source, or leave out --expect official",
-        )
+    if expect == "official":
+        _check_official(packer, source_dir)
     target = (target_dir or source_dir) / f"{split}_{pack_type}"
     with watch_stop_signals() as stop, hold_lock(target):
         make_room(target, overwrite=overwrite)
@@ -136,6 +132,19 @@ def _stop_if_asked(stop: StopRequest, done: int, total: int) -> None:
         raise StoppedBySignal(
             stop.signal_number,
             f"stopped at {done} of {total}; run the same command to go on",
+        )
+
+
+def _check_official(packer: Packer, source_dir: Path) -> None:
+    found, wanted = len(packer.stamps), packer.official_length
+    differs = (
+        [] if found == wanted else [f"expected {wanted} samples in {packer.split}, found {found}"]
+    )
+    differs += packer.unofficial
+    if differs:
+        raise DataError(
+            f"{source_dir}: {'; '.join(differs)}",
+            "complete the source, or leave out --expect official",
         )
 
 

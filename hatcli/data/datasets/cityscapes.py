@@ -4,17 +4,13 @@ Both give {"image": (H, W, 3) uint8 RGB, "label": (H, W) uint8 of train ids 0 to
 ignored pixels, "name": "aachen_000000_000019"}, in the same order.
 """
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from hatcli.data.classes import CITYSCAPES_CLASSES
 from hatcli.data.datasets import DATASETS
+from hatcli.data.datasets._decode import stored_image
 from hatcli.data.packers.cityscapes import cityscapes
 from hatcli.data.packs.reader import open_pack
 
@@ -78,13 +74,4 @@ class CityscapesRaw:
 
 
 def _as_sample(record: Mapping[str, Any]) -> dict[str, Any]:
-    image = record["image"]
-    if isinstance(image, bytes):
-        image = decode_image(image)
-    return {"image": image, "label": record["label"], "name": record["name"]}
-
-
-def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """An encoded image as (H, W, 3) uint8 RGB, on memory of its own."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.array(image.convert("RGB"))
+    return {"image": stored_image(record), "label": record["label"], "name": record["name"]}

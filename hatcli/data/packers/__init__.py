@@ -38,6 +38,8 @@ class Packer(Protocol):
         official_length: samples that the published split has.
         estimated_bytes: about what the pack will take.
         remarks: what may be wrong with the source, found without reading it.
+        unofficial: those of the remarks, besides the number of samples, that tell the source from
+            the published one.
     """
 
     dataset: str
@@ -49,6 +51,7 @@ class Packer(Protocol):
     official_length: int | None
     estimated_bytes: int
     remarks: Sequence[str]
+    unofficial: Sequence[str]
 
     def make(self, index: int) -> Made:
         """Read, check and convert one sample.

@@ -82,7 +82,7 @@ class Folder:
                     if not name.startswith("."):
                         yield self._entry(Path(folder) / name)
         except OSError as error:
-            where = _shown(str(error.filename))
+            where = shown(str(error.filename))
             raise DataError(f"cannot read {where}: {error.strerror}") from error
 
     def read(self, name: str) -> bytes:
@@ -96,7 +96,7 @@ class Folder:
 
     def where(self, name: str) -> str:
         """The file's path."""
-        return _shown(str(self._root / name))
+        return shown(str(self._root / name))
 
     def describe(self) -> dict[str, str | int]:
         """That it is a folder."""
@@ -146,7 +146,7 @@ class Archive:
 
     def where(self, name: str) -> str:
         """ARCHIVE::MEMBER."""
-        return f"{self._path}::{_shown(name)}"
+        return f"{self._path}::{shown(name)}"
 
     def describe(self) -> dict[str, str | int]:
         """The archive's name and size."""
@@ -202,6 +202,6 @@ def _what_instead_of_zip(path: Path) -> str:
     return f"not a zip archive (starts with {head!r})" if head else "not a zip archive (empty)"
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A foreign name, safe to print."""
     return name if name.isprintable() else repr(name)

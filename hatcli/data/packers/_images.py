@@ -2,10 +2,12 @@
 
 import io
 import struct
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -74,7 +76,7 @@ def look_at_image(data: bytes, where: str, *, max_pixels: int, check: str) -> Pi
     Raises:
         DataError: no image, damaged, too large, animated, or more than 8 bits a channel.
     """
-    image = _open(data, where, max_pixels)
+    image = open_image(data, where, max_pixels)
     if data.startswith(_PNG_MAGIC) and check != "none":
         _check_png(data, where)
     deep = data.startswith(_PNG_MAGIC) and data[24] == 16
@@ -103,19 +105,70 @@ def read_label_png(data: bytes, where: str, *, max_pixels: int) -> np.ndarray:
         DataError: damaged, or not a single-channel PNG of 8 or 16 bits; in all others, libraries
             disagree about the values.
     """
-    image = _open(data, where, max_pixels)
+    image = open_image(data, where, max_pixels)
     if not data.startswith(_PNG_MAGIC) or data[24] not in (8, 16) or data[25] != _PNG_GREY:
         raise DataError(
             "label must be 8-bit or 16-bit single channel PNG, "
             f"got {image.format} {image.mode}: {where}"
         )
     _check_png(data, where)
-    try:
-        image.load()
-    except _DECODE_ERRORS as error:
-        raise DataError(f"{_damage(error)}: {where}") from error
+    load_pixels(image, where)
     values = np.asarray(image)
     return values.astype(np.uint16) if data[24] == 16 else values
+
+
+def take_image(
+    data: bytes, where: str, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], Counter[str]]:
+    """The image fields of a sample, and of what kind the image is.
+
+    Args:
+        data: the whole file.
+        where: what messages call it.
+        options: a packer's; "image_format", "check" and "max_pixels" say what to do.
+
+    Returns:
+        {"image", "image_format", "height", "width"}, and 1 for each of "count.jpeg",
+        "count.grey", "count.exif_rotated" and so on that holds.
+
+    Raises:
+        DataError: as in `look_at_image`.
+    """
+    policy, quality = parse_image_format(options["image_format"])
+    # Other policies than keeping the bytes need the pixels, and so check them.
+    check = options["check"] if policy == "source" else "decode"
+    picture = look_at_image(data, where, max_pixels=options["max_pixels"], check=check)
+    kinds = Counter({f"count.{picture.format}": 1})
+    if picture.colors != "rgb":
+        kinds[f"count.{picture.colors}"] = 1
+    if picture.is_rotated:
+        kinds["count.exif_rotated"] = 1
+    stored: bytes | np.ndarray = data
+    stored_format = picture.format
+    if picture.image is not None and policy == "raw":
+        stored, stored_format = as_rgb(picture.image), "raw"
+    elif picture.image is not None and policy == "jpeg":
+        stored, stored_format = as_jpeg(picture.image, quality), "jpeg"
+    fields = {
+        "image": stored,
+        "image_format": stored_format,
+        "height": picture.height,
+        "width": picture.width,
+    }
+    return fields, kinds
+
+
+def describe_image_fields(image_format: str) -> dict[str, dict[str, Any]]:
+    """The types of the fields that `take_image` gives."""
+    image: dict[str, Any] = {"type": "bytes", "required": True}
+    if image_format == "raw":
+        image = {"type": "ndarray", "dtype": "|u1", "codec": "raw", "required": True}
+    return {
+        "image": image,
+        "image_format": {"type": "str", "required": True},
+        "height": {"type": "int", "required": True},
+        "width": {"type": "int", "required": True},
+    }
 
 
 def parse_image_format(text: str) -> tuple[str, int]:
@@ -144,22 +197,20 @@ def as_jpeg(image: Image.Image, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _look_inside(image: Image.Image, where: str, *, decode: bool) -> bool:
-    """Whether viewers would turn it; refuses animations and, when decoding, damage."""
-    try:
-        if getattr(image, "n_frames", 1) > 1:
-            raise DataError(f"more than one frame: {where}")
-        if decode:
-            image.load()
-        return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-    except _DECODE_ERRORS as error:
-        raise DataError(f"{_damage(error)}: {where}") from error
+def open_image(data: bytes, where: str, max_pixels: int | None) -> Image.Image:
+    """An encoded image, its header read and nothing decoded.
 
+    Args:
+        data: the whole file.
+        where: what messages call it.
+        max_pixels: refused above; None for no limit.
 
-def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
+    Raises:
+        DataError: no image, or too large.
+    """
     if not data:
         raise DataError(f"empty file: {where}")
-    with _own_pixel_limit():
+    with _own_limits():
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
@@ -169,19 +220,53 @@ def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
         except _DECODE_ERRORS as error:
             raise DataError(f"{_damage(error)}: {where}") from error
     pixels = image.width * image.height
-    if pixels > max_pixels:
+    if max_pixels is not None and pixels > max_pixels:
         sizes = f"{pixels / 1e6:.4g} Mpx exceeds --max-pixels {max_pixels / 1e6:.4g} Mpx"
         raise DataError(f"{sizes}: {where}")
     return image
 
 
+def load_pixels(image: Image.Image, where: str) -> None:
+    """Decode an opened image, in place.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        image.load()
+    except _DECODE_ERRORS as error:
+        raise DataError(f"{_damage(error)}: {where}") from error
+
+
+def _look_inside(image: Image.Image, where: str, *, decode: bool) -> bool:
+    """Whether viewers would turn it; refuses animations and, when decoding, damage."""
+    try:
+        # The further frames of an MPO are other views of the picture, which JPEG readers ignore.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise DataError(f"more than one frame: {where}")
+    except _DECODE_ERRORS as error:
+        raise DataError(f"{_damage(error)}: {where}") from error
+    if decode:
+        load_pixels(image, where)
+    with _own_limits():
+        try:
+            return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        except _DECODE_ERRORS:  # broken notes, as some cameras write; the picture is whole
+            return False
+
+
 @contextmanager
-def _own_pixel_limit() -> Iterator[None]:
-    """Without Pillow's limit, which only warns up to twice its value; ours follows at once."""
+def _own_limits() -> Iterator[None]:
+    """Without Pillow's pixel limit, which only warns up to twice its value; ours follows at once.
+
+    Without its warnings either: they are about notes such as EXIF, which don't change a pixel.
+    """
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
 

@@ -14,11 +14,10 @@ from hatcli.data.packers import PACKERS, Made
 from hatcli.data.packers._files import Archive, Entry, Files, Folder
 from hatcli.data.packers._images import (
     MAX_PIXELS,
-    as_jpeg,
-    as_rgb,
-    look_at_image,
+    describe_image_fields,
     parse_image_format,
     read_label_png,
+    take_image,
 )
 from hatcli.errors import DataError, UsageError
 
@@ -86,6 +85,7 @@ class Cityscapes:
     """One split of Cityscapes, looked through; see `packers.Packer`."""
 
     dataset = "cityscapes"
+    unofficial = ()
 
     def __init__(
         self,
@@ -98,17 +98,20 @@ class Cityscapes:
         self.split = split
         self.options = options
         self._images, self._labels, self._frames = images, labels, frames
-        self._policy, self._quality = parse_image_format(options["image_format"])
         self._train_id_of = _TRAIN_ID_OF if options["labels"] == "labelIds" else _SAME_ID
         self.official_length = OFFICIAL_LENGTHS[split]
-        self.fields = _fields(raw=self._policy == "raw")
+        self.fields = {
+            **describe_image_fields(options["image_format"]),
+            "label": {"type": "ndarray", "dtype": "|u1", "codec": "zstd", "required": True},
+            "name": {"type": "str", "required": True},
+        }
         self.stamps = [
             f"{frame.name} {frame.image.stamp} {frame.label.stamp if frame.label else ''}"
             for frame in frames
         ]
         self.source = self._describe_source()
         size = sum(frame.image.size_bytes for frame in frames)
-        if self._policy == "raw":
+        if options["image_format"] == "raw":
             size = len(frames) * _RAW_IMAGE_BYTES
         self.estimated_bytes = size + size // _LABEL_SHARE
         self.remarks: list[str] = []
@@ -123,8 +126,9 @@ class Cityscapes:
         """Read, check and convert one frame."""
         frame = self._frames[index]
         data = self._images.read(frame.image.name)
-        image, totals = self._take_image(data, self._images.where(frame.image.name))
+        image, totals = take_image(data, self._images.where(frame.image.name), self.options)
         height, width = image["height"], image["width"]
+        totals[f"size.{width}x{height}"] = 1
         if frame.label is None or self._labels is None:
             label = np.full((height, width), IGNORE, dtype=np.uint8)
             totals[f"id.{IGNORE}"] += label.size
@@ -174,30 +178,6 @@ class Cityscapes:
         if rotated:
             remarks.append(f"{rotated} images have an EXIF orientation, which is ignored")
         return remarks
-
-    def _take_image(self, data: bytes, where: str) -> tuple[dict[str, Any], Counter[str]]:
-        # Other policies than keeping the bytes need the pixels, and so check them.
-        check = self.options["check"] if self._policy == "source" else "decode"
-        picture = look_at_image(data, where, max_pixels=self.options["max_pixels"], check=check)
-        totals = Counter({f"size.{picture.width}x{picture.height}": 1})
-        totals[f"count.{picture.format}"] += 1
-        if picture.colors != "rgb":
-            totals[f"count.{picture.colors}"] += 1
-        if picture.is_rotated:
-            totals["count.exif_rotated"] += 1
-        stored: bytes | np.ndarray = data
-        stored_format = picture.format
-        if picture.image is not None and self._policy == "raw":
-            stored, stored_format = as_rgb(picture.image), "raw"
-        elif picture.image is not None and self._policy == "jpeg":
-            stored, stored_format = as_jpeg(picture.image, self._quality), "jpeg"
-        image = {
-            "image": stored,
-            "image_format": stored_format,
-            "height": picture.height,
-            "width": picture.width,
-        }
-        return image, totals
 
     def _take_label(self, name: str, totals: Counter[str]) -> np.ndarray:
         """(H, W) uint8 train ids; the pixels of each id in the file are added to the totals."""
@@ -318,20 +298,6 @@ def _by_name(files: Files, entries: Iterable[Entry], suffix: str) -> dict[str, E
 
 def _only_in(these: Mapping[str, Entry], those: Mapping[str, Entry]) -> list[tuple[str, Entry]]:
     return sorted((name, entry) for name, entry in these.items() if name not in those)
-
-
-def _fields(*, raw: bool) -> dict[str, dict[str, Any]]:
-    image: dict[str, Any] = {"type": "bytes", "required": True}
-    if raw:
-        image = {"type": "ndarray", "dtype": "|u1", "codec": "raw", "required": True}
-    return {
-        "image": image,
-        "image_format": {"type": "str", "required": True},
-        "height": {"type": "int", "required": True},
-        "width": {"type": "int", "required": True},
-        "label": {"type": "ndarray", "dtype": "|u1", "codec": "zstd", "required": True},
-        "name": {"type": "str", "required": True},
-    }
 
 
 def _section(totals: Mapping[str, int], name: str) -> dict[str, int]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from hatcli.errors import DataError, HatError, LockedError, PackError, UsageErro
 BATCH_BYTES = 64 * 10**6
 BATCH_RECORDS = 1000
 META_FILE = "meta.json"
-STAMPS_FILE = "stamps.json"  # only while packing; not in the container, since it holds times
+STAMPS_FILE = "stamps.jsonl"  # only while packing; not in the container, since it holds times
 
 _HINT_RESTART = "--restart throws the unfinished pack away"
 
@@ -264,7 +265,8 @@ class Draft:
         """Note what is packed from, for the next run to compare; replaced in one step."""
         new = self.partial / f"{STAMPS_FILE}.new"
         with _explain_write_errors(self.partial):
-            new.write_text(json.dumps(list(self._identity.stamps)), encoding="utf-8")
+            with new.open("w", encoding="utf-8") as file:  # a line each: there may be millions
+                file.writelines(json.dumps(stamp) + "\n" for stamp in self._identity.stamps)
             sync_to_disk(new)
             new.rename(self.partial / STAMPS_FILE)
 
@@ -285,12 +287,12 @@ class Draft:
         stamps_file = self.partial / STAMPS_FILE
         if not stamps_file.exists():  # it goes last before publishing
             return state.get("source") != self._identity.source
-        stamps = json.loads(stamps_file.read_text(encoding="utf-8"))
-        if not state.get("complete"):  # what isn't packed yet may have changed
-            del stamps[done:]
-        return stamps != list(self._identity.stamps[: len(stamps)]) or (
-            bool(state.get("complete")) and done != len(self._identity.stamps)
-        )
+        if state.get("complete") and done != len(self._identity.stamps):
+            return True
+        now = iter(self._identity.stamps)
+        with stamps_file.open(encoding="utf-8") as file:
+            then = islice(file, done)  # what isn't packed yet may have changed
+            return any(json.loads(line) != next(now, None) for line in then)
 
 
 def _beside(target: Path, suffix: str) -> Path:

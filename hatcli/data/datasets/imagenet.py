@@ -1,0 +1,112 @@
+"""ImageNet for classification: packed, and its raw twin; and class folders of any names.
+
+All give {"image": (H, W, 3) uint8 RGB, "label": index of the class, "name": "n01440764_10026"}.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hatcli.data.datasets import DATASETS
+from hatcli.data.datasets._decode import decode_image, stored_image
+from hatcli.data.packers._class_images import ClassFolders
+from hatcli.data.packers._images import MAX_PIXELS
+from hatcli.data.packers._members import Members
+from hatcli.data.packers.imagenet import imagenet
+from hatcli.data.packs.reader import open_pack
+from hatcli.errors import DataError, UsageError
+
+
+@DATASETS.register
+class ImageNet:
+    """A pack that ``hat pack imagenet`` made.
+
+    Args:
+        path: the pack's folder, e.g. "train_lmdb".
+        root: what a relative path is joined to.
+
+    Raises:
+        PackError: there is no pack, or it can't be trusted.
+    """
+
+    def __init__(self, path: str, root: Path | None = None) -> None:
+        self._pack = open_pack(Path(root or ".", path))
+        self.classes: tuple[str, ...] = tuple(self._pack.meta["classes"])
+        self.split: str = self._pack.meta["split"]
+        self.digest: str = self._pack.meta["content_sha256"]
+
+    def __len__(self) -> int:
+        return len(self._pack)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _as_sample(self._pack[index])
+
+    def close(self) -> None:
+        """Let go of the database; the next read opens it again, in whatever process that is."""
+        self._pack.close()
+
+
+@DATASETS.register
+class ImageNetRaw:
+    """The archives or folders as they were downloaded: slower, and not checked beforehand.
+
+    Args:
+        split: "train" or "val".
+        path: the folder that holds the archives, or train/ and val/.
+        root: what a relative path is joined to.
+    """
+
+    def __init__(self, split: str, path: str = ".", root: Path | None = None) -> None:
+        self._source = imagenet(Path(root or ".", path), split, check="none")
+        self.classes = self._source.classes
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self._source.stamps)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _as_sample(self._source.make(index).sample)
+
+
+@DATASETS.register
+class ImageFolder:
+    """A folder for each class, of any name, with images in it; the classes are sorted by name.
+
+    Args:
+        path: the folder of the class folders.
+        root: what a relative path is joined to.
+
+    Raises:
+        UsageError: there are no class folders.
+        DataError: a class has no images.
+    """
+
+    def __init__(self, path: str, root: Path | None = None) -> None:
+        folder = Path(root or ".", path)
+        if not folder.is_dir():
+            raise UsageError(f"no folder {folder}", "give a folder that holds one for each class")
+        self._files = ClassFolders(folder, re.compile(".*", re.DOTALL))
+        self.classes: tuple[str, ...] = tuple(self._files.class_names())
+        self._members = Members()
+        for label, name in enumerate(self.classes):
+            before = len(self._members)
+            for member in sorted(self._files.images(name)):
+                self._members.append(member._replace(label=label))
+            if len(self._members) == before:
+                raise DataError(f"no images in {folder / name}")
+        if not self.classes:
+            raise UsageError(f"no class folders in {folder}")
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        member = self._members[index]
+        data = self._files.read(member)
+        image = decode_image(data, self._files.where(member.path), MAX_PIXELS)
+        return {"image": image, "label": member.label, "name": member.path.rpartition(".")[0]}
+
+
+def _as_sample(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"image": stored_image(record), "label": record["label"], "name": record["name"]}
