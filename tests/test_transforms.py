@@ -16,10 +16,13 @@ from hatcli.errors import ConfigError
 
 # Arguments that make a transform do something to a sample of 40 x 56.
 ARGUMENTS = {
+    "CenterCrop": {"size": [24, 72]},
     "ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
     "PadToMultiple": {"divisor": 32},
     "RandomCrop": {"height": 24, "width": 72, "cat_max_ratio": 0.75},
+    "RandomErasing": {"p": 1.0},
     "RandomFlip": {"p": 1.0},
+    "RandomResizedCrop": {"size": [20, 30]},
     "Resize": {"size": [20, 30]},
 }
 

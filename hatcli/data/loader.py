@@ -1,11 +1,13 @@
 """From a dataset to batches whose order and augmentation depend on the seed alone.
 
 Nothing is drawn from a global generator: the order of an epoch follows from (seed, epoch), the
-augmentation of a sample from (seed, epoch, index). So any number of workers, started by fork or
-spawn, gives the same batches, and an interrupted run goes on with the ones it would have seen.
+augmentation of a sample from (seed, epoch, index), the mixing of a batch from those of its first
+sample. So any number of workers, started by fork or spawn, gives the same batches, and an
+interrupted run goes on with the ones it would have seen.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,8 +20,10 @@ from hatcli.errors import ConfigError, DataError
 
 Sample = dict[str, Any]
 SampleTransform = Callable[[Sample, np.random.Generator], Sample]
+Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 
 WORKER_TIMEOUT_S = 600
+POSITION = "_position"  # of a sample: (epoch, index), by which its batch is known
 
 
 class Batch(NamedTuple):
@@ -27,7 +31,8 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (N, 3, H, W) uint8 RGB, 0 to 255, in channels_last memory.
-        targets: (N, H, W) uint8 class maps, or (N,) int64 class indices.
+        targets: (N, H, W) uint8 class maps, (N,) int64 class indices, or (N, C) float32 shares
+            of the classes where images are mixed.
         names: of the N samples.
     """
 
@@ -50,10 +55,11 @@ class Loader:
     Args:
         dataset: gives samples by index.
         transforms: applied in order to each sample, each with the sample's own generator.
+        mix: mixes the images and targets of a batch, with the batch's own generator.
         batch_size: images a batch.
         shuffle: a new order each epoch, and a last batch that isn't full is dropped, since its
             few images would weigh as much as a whole batch.
-        num_workers: processes that read ahead; 0 reads in this one.
+        num_workers: processes that read ahead, at most one a core; 0 reads in this one.
         seed: of order and augmentation.
         start_method: "fork" or "spawn" for the workers; None is the platform's.
 
@@ -66,6 +72,7 @@ class Loader:
         dataset: SampleSource,
         transforms: Sequence[SampleTransform],
         *,
+        mix: Mix | None = None,
         batch_size: int,
         shuffle: bool = False,
         num_workers: int = 0,
@@ -81,13 +88,14 @@ class Loader:
                 f"no batch in an epoch: {len(dataset)} samples, batch_size {batch_size}",
                 f"set batch_size to at most {len(dataset)}" if len(dataset) else None,
             )
+        num_workers = min(num_workers, len(os.sched_getaffinity(0)))
         self.dataset = dataset
         self._order = _BatchOrder(len(dataset), batch_size, shuffle, seed)
         self._loader: DataLoader[Any] = DataLoader(
             _Samples(dataset, transforms, seed),
             batch_sampler=self._order,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=collate if mix is None else _Mixed(mix, seed),
             generator=torch.Generator(),  # its own: the global one must not move
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -127,8 +135,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The random numbers of one sample in one epoch."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+    return _generator(f"{seed}/{epoch}/{index}")
+
+
+def batch_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of the batch that one sample begins in one epoch."""
+    return _generator(f"{seed}/{epoch}/{index}/batch")
 
 
 class _Samples(Dataset[Sample]):
@@ -147,7 +159,21 @@ class _Samples(Dataset[Sample]):
         generator = sample_generator(self._seed, epoch, index)
         for transform in self._transforms:
             sample = transform(sample, generator)
-        return sample
+        return {**sample, POSITION: position}
+
+
+class _Mixed:
+    """Stacks samples into a batch and mixes it; a class, so that spawned workers get it."""
+
+    def __init__(self, mix: Mix, seed: int) -> None:
+        self._mix = mix
+        self._seed = seed
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        images, targets, names = collate(samples)
+        epoch, index = samples[0][POSITION]
+        generator = batch_generator(self._seed, epoch, index)
+        return Batch(*self._mix(images, targets, generator), names)
 
 
 class _BatchOrder(Sampler[list[tuple[int, int]]]):
@@ -170,6 +196,11 @@ class _BatchOrder(Sampler[list[tuple[int, int]]]):
             order = sample_generator(self._seed, self.epoch, -1).permutation(self._length)
         for start in range(0, len(self) * self._batch_size, self._batch_size):
             yield [(self.epoch, int(i)) for i in order[start : start + self._batch_size]]
+
+
+def _generator(text: str) -> np.random.Generator:
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def _is_map(label: Any) -> bool:

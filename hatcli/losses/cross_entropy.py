@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hatcli.losses import LOSSES
 from hatcli.losses.multi_stride import (
     bring_together,
+    label_to_ignore,
     mean_over_cells,
     require_class_weights,
     sum_over_heads,
@@ -24,7 +25,8 @@ class CrossEntropy(nn.Module):
     `torch.nn.CrossEntropyLoss`. Without a labelled cell it is 0 with a zero gradient.
 
     Args:
-        ignore_index: label of pixels that carry no loss and don't count in the mean.
+        ignore_index: label of pixels that carry no loss and don't count in the mean. Of whole
+            images none is ignored if this is one of their classes.
         class_weights: one a class; "inverse_sqrt" takes 1 / sqrt(pixels of the class), scaled to
             a mean of 1 over all pixels; None weighs all by 1.
         stride_weights: one a head, finest first; None weighs all by 1. Where the model returns
@@ -69,12 +71,13 @@ class CrossEntropy(nn.Module):
 
     def _loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
         require_class_weights(self.class_weights, scores)
-        scores, targets = bring_together(scores, targets, self.match, self.ignore_index)
+        ignore_index = label_to_ignore(scores, self.ignore_index)
+        scores, targets = bring_together(scores, targets, self.match, ignore_index)
         losses = F.cross_entropy(
             scores,
             targets,
             self.class_weights,
-            ignore_index=self.ignore_index,
+            ignore_index=ignore_index,
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
@@ -82,6 +85,6 @@ class CrossEntropy(nn.Module):
             losses,
             targets,
             self.class_weights,
-            self.ignore_index,
+            ignore_index,
             count_unlabelled=self.match == "agree",
         )

@@ -54,7 +54,15 @@ def bring_together(
 
     Returns:
         scores float32 and labels int64, equal in N and in height and width.
+
+    Raises:
+        ConfigError: the targets aren't labels but shares of classes.
     """
+    if targets.is_floating_point():
+        raise ConfigError(
+            "loss: the targets are shares of classes, not labels",
+            "set loss.type=SoftTargetCrossEntropy, or train.mix=None",
+        )
     size = scores.shape[2:]
     if scores.ndim == 2 or size == targets.shape[1:]:
         return scores, targets.long()
@@ -70,6 +78,15 @@ def bring_together(
         for source, cells in zip(targets.shape[1:], size, strict=True)
     )
     return scores, targets[:, rows][:, :, columns].long()
+
+
+def label_to_ignore(scores: Tensor, ignore_index: int) -> int:
+    """The label without loss; of whole images never one of the classes.
+
+    255 marks unlabelled pixels, and is a class like any other where images have 1000.
+    """
+    is_class = scores.ndim == 2 and 0 <= ignore_index < scores.shape[1]
+    return -1 if is_class else ignore_index
 
 
 def labels_where_all_agree(labels: Tensor, size: tuple[int, int], ignore_index: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hatcli.losses import LOSSES
 from hatcli.losses.multi_stride import (
     bring_together,
+    label_to_ignore,
     mean_over_cells,
     require_class_weights,
     sum_over_heads,
@@ -29,7 +30,8 @@ class SoftmaxFocal(nn.Module):
         alpha: factor of the whole loss.
         gamma: how strongly cells that are right already are discounted; 0 gives alpha times
             the cross-entropy.
-        ignore_index: label of pixels that carry no loss.
+        ignore_index: label of pixels that carry no loss. Of whole images none is ignored if
+            this is one of their classes.
         class_weights: one a class; "inverse_sqrt" takes 1 / sqrt(pixels of the class), scaled to
             a mean of 1 over all pixels; None weighs all by 1.
         stride_weights: one a head, finest first; None weighs all by 1. Where the model returns
@@ -76,20 +78,21 @@ class SoftmaxFocal(nn.Module):
 
     def _loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
         require_class_weights(self.class_weights, scores)
-        scores, targets = bring_together(scores, targets, self.match, self.ignore_index)
+        ignore_index = label_to_ignore(scores, self.ignore_index)
+        scores, targets = bring_together(scores, targets, self.match, ignore_index)
         surprise = F.cross_entropy(
-            scores, targets, ignore_index=self.ignore_index, reduction="none"
+            scores, targets, ignore_index=ignore_index, reduction="none"
         )  # -log p, 0 where ignored
         # expm1 keeps 1 - p exact near p = 1; the bound keeps its power differentiable at 0.
         missing = (-torch.expm1(-surprise)).clamp_min(torch.finfo(torch.float32).tiny)
         losses = self.alpha * missing**self.gamma * surprise
         if self.class_weights is not None:
-            labelled = targets != self.ignore_index
+            labelled = targets != ignore_index
             losses = losses * self.class_weights[targets.where(labelled, 0)]
         return mean_over_cells(
             losses,
             targets,
             self.class_weights,
-            self.ignore_index,
+            ignore_index,
             count_unlabelled=self.match == "agree",
         )

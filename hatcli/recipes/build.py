@@ -9,9 +9,10 @@ from torch import nn
 from hatcli.config import Config, from_values
 from hatcli.data.datasets import DATASETS
 from hatcli.data.loader import Loader, SampleSource
-from hatcli.data.transforms import BATCH_TRANSFORMS, TRANSFORMS
-from hatcli.engine.checkpoint import load_weights
+from hatcli.data.transforms import BATCH_TRANSFORMS, MIXES, TRANSFORMS
+from hatcli.engine.checkpoint import load_checkpoint, load_weights
 from hatcli.engine.loop import Metric
+from hatcli.engine.weights import fingerprint, load_foreign_weights
 from hatcli.errors import ConfigError
 from hatcli.losses import LOSSES
 from hatcli.metrics import METRICS
@@ -47,6 +48,31 @@ def model_from_checkpoint(checkpoint: dict[str, Any]) -> tuple[Config, nn.Module
     return config, deployed(model, config).eval()
 
 
+def open_checkpoint(file: Path, weights_of: Config | None = None) -> dict[str, Any]:
+    """A checkpoint; plain weights as if they were one.
+
+    Args:
+        weights_of: the file holds the plain weights of this config's network, and no config.
+
+    Raises:
+        CheckpointError: the file can't be used, or doesn't fit the network.
+    """
+    if weights_of is None:
+        return load_checkpoint(file)
+    config, model = weights_of, build_model(weights_of)
+    load_foreign_weights(model, file)
+    return {
+        "hat_version": f"weights {fingerprint(file)}",
+        "step": "float",
+        "epoch": 0,
+        "config": {"name": config.name, "values": dict(config.values)},
+        "classes": [],
+        "metrics": {},
+        "state_dict": model.state_dict(),
+        "ema_state_dict": None,
+    }
+
+
 def build_dataset(config: Config, split: str) -> SampleSource:
     """The dataset of "train" or "val"; relative paths are below the config's data_rootdir."""
     return DATASETS.build(config[split]["dataset"], root=Path(config["data_rootdir"]))
@@ -56,9 +82,11 @@ def build_loader(config: Config, split: str, dataset: SampleSource) -> Loader:
     """Batches of a dataset as "train" or "val" says; only training shuffles."""
     node = config[split]
     transforms = [TRANSFORMS.build(transform) for transform in node.get("transforms", [])]
+    mix = node.get("mix")
     return Loader(
         dataset,
         transforms,
+        mix=None if mix is None else MIXES.build(mix),
         batch_size=node.get("batch_size", 1),
         shuffle=split == "train",
         num_workers=node.get("num_workers", 0),

@@ -9,7 +9,7 @@ from typing import Any
 
 from hatcli.config import KEYS, Config, from_values
 from hatcli.data.datasets import DATASETS
-from hatcli.data.transforms import BATCH_TRANSFORMS, TRANSFORMS
+from hatcli.data.transforms import BATCH_TRANSFORMS, MIXES, TRANSFORMS
 from hatcli.engine import OPTIMIZERS, SCHEDULES
 from hatcli.errors import ConfigError, did_you_mean
 from hatcli.losses import LOSSES
@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "train": {
         "dataset": "dict",
         "transforms": "list",
+        "mix": "dict | None",
         "batch_size": "int",
         "num_workers": "int",
     },
@@ -116,6 +117,8 @@ def _parts(config: Config) -> Iterator[tuple[str, Registry, Any]]:
         yield f"{split}.dataset", DATASETS, config[split].get("dataset")
         for position, node in enumerate(config[split].get("transforms", [])):
             yield f"{split}.transforms.{position}", TRANSFORMS, node
+    if config["train"].get("mix") is not None:
+        yield "train.mix", MIXES, config["train"]["mix"]
     for position, node in enumerate(config["batch_transforms"]):
         yield f"batch_transforms.{position}", BATCH_TRANSFORMS, node
 
