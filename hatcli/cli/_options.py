@@ -5,8 +5,14 @@ from typing import Annotated
 
 import typer
 
-from hatcli.config import Config, load_config
+from hatcli.config import Config, load_config, shipped_configs
 from hatcli.errors import UsageError
+
+
+def complete_target(incomplete: str) -> list[str]:
+    """The shipped configs whose names begin like this, for the shell."""
+    return [name for name in shipped_configs() if name.startswith(incomplete)]
+
 
 TargetAndOverrides = Annotated[
     list[str] | None,
@@ -14,6 +20,7 @@ TargetAndOverrides = Annotated[
         metavar="[TARGET] [KEY=VALUE]...",
         help="A shipped config (unet), a config file, and settings such as optim.lr=0.02.",
         show_default=False,
+        autocompletion=complete_target,
     ),
 ]
 ConfigFile = Annotated[
@@ -29,6 +36,15 @@ ConfigFile = Annotated[
 ]
 Device = Annotated[
     str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="Plain weights of TARGET's network: .pth, .pt or .safetensors.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 OutDir = Annotated[
@@ -69,6 +85,31 @@ def read_config(arguments: list[str] | None, config_file: str | None) -> Config:
     if target is None:
         raise UsageError("which config?", "name one, e.g. unet, or give --config FILE")
     return load_config(target, overrides)
+
+
+def find_model_file(
+    ckpt: str | None, weights: Path | None, config: Config | None
+) -> tuple[Path, str | None]:
+    """The file that --ckpt or --weights names, and the line that says which run it is from.
+
+    Raises:
+        UsageError: there is none, or both are given, or weights without a config.
+    """
+    if weights is None:
+        from hatcli.recipes.runs import RUNS, find_checkpoint
+
+        assert ckpt is not None
+        file, found = find_checkpoint(ckpt, config.name if config else None)
+        if not file.is_file():
+            raise UsageError(f"checkpoint not found: {file}", f"runs are in {RUNS}/")
+        return file, found
+    if ckpt is not None:
+        raise UsageError(f"two files: {ckpt} and {weights}", "give --ckpt or --weights")
+    if config is None:
+        raise UsageError("--weights: which network? plain weights don't say", "name a config")
+    if not weights.is_file():
+        raise UsageError(f"weights not found: {weights}")
+    return weights, None
 
 
 def parse_shape(text: str) -> tuple[int, int, int, int]:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -57,9 +58,11 @@ def print_table(
     """The result as a table on stdout; all columns after the first are right-aligned."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+        table.add_column(escape(column), justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*[str(cell) for cell in row])
+        table.add_row(*[escape(str(cell)) for cell in row])
+    # As wide as it is: in a pipe, or a narrow terminal, digits would give way to dots.
+    table.width = out.measure(table, options=out.options.update(max_width=10_000)).maximum
     out.print(table)
     if footer:
         out.print(footer, markup=False)

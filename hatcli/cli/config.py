@@ -1,12 +1,20 @@
-"""hat config: show, check and list configs."""
+"""hat config: show, check, compare and list configs."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hatcli.cli._options import AsJson, ConfigFile, TargetAndOverrides, read_config
+from hatcli.cli._options import (
+    AsJson,
+    ConfigFile,
+    TargetAndOverrides,
+    complete_target,
+    read_config,
+    split_arguments,
+)
+from hatcli.errors import UsageError
 
-app = typer.Typer(help="Show, check and list configs.", no_args_is_help=True)
+app = typer.Typer(help="Show, check, compare and list configs.", no_args_is_help=True)
 
 
 @app.command()
@@ -50,6 +58,57 @@ def check(
 
         _screen.follow(dry_run(chosen))
     typer.echo(f"{chosen.name}: ok")
+
+
+@app.command()
+def diff(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="A [B] [KEY=VALUE]...",
+            help="Two shipped configs or config files. Settings change B; without B, they are "
+            "what A is compared with.",
+            show_default=False,
+            autocompletion=complete_target,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the entries in which two configs differ.
+
+    The exit code is 0 whether they differ or not; with --json, "differences" is empty if not.
+
+    Example: hat config diff resnet18 mobilenetv2
+
+    Example: hat config diff unet optim.lr=0.02
+    """
+    from hatcli.config import load_config
+
+    targets, settings = split_arguments(arguments)
+    if not 1 <= len(targets) <= 2 or (len(targets) == 1 and not settings):
+        raise UsageError(
+            f"two configs to compare, got {' and '.join(targets) or 'none'}",
+            "name two, or one and settings: hat config diff unet optim.lr=0.02",
+        )
+    first, second = load_config(targets[0]), load_config(targets[-1], settings)
+    from hatcli.cli import _screen
+    from hatcli.recipes.diff import ABSENT, differences
+
+    found = differences(first, second)
+    names = targets[0], " ".join([targets[-1], *settings])
+    if as_json:
+        rows = [{"key": row.key, "a": row.first, "b": row.second} for row in found]
+        present = [{k: v for k, v in row.items() if v is not ABSENT} for row in rows]
+        _screen.print_json({"a": names[0], "b": names[1], "differences": present})
+    elif found:
+        cells = [[row.key, *(_shown(v, ABSENT) for v in (row.first, row.second))] for row in found]
+        _screen.print_table("", ["key", *names], cells)
+    else:
+        _screen.say(f"{names[0]} and {names[1]}: no difference")
+
+
+def _shown(value: Any, absent: object) -> str:
+    return "-" if value is absent else repr(value)
 
 
 @app.command(name="list")

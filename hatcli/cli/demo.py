@@ -37,18 +37,16 @@ def main(
         _screen.print_json({name: {"metrics": s.metrics} for name, s in scores.items()})
         return
     _screen.print_metrics(result.checkpoint_scores.metrics)
-    _screen.print_table(
-        "",
-        ["what", "where"],
-        [
-            ["predictions beside labels", result.pictures],
-            ["curves", result.curves],
-            ["checkpoint", result.trained.best],
-            ["ONNX, checked against PyTorch", result.exported.file],
-        ],
-    )
+    _screen.say("")
+    for what, where in {
+        "predictions beside labels": result.pictures,
+        "curves": result.curves,
+        "checkpoint": result.trained.best,
+        "ONNX, compared with torch": result.exported.file,
+    }.items():
+        _screen.say(f"{what:28}{where}")
     onnx_miou = result.onnx_scores.metrics["mIoU"]
-    _screen.say(f"the ONNX file in onnxruntime: mIoU {onnx_miou:.2f}")
+    _screen.say(f"{'its mIoU in onnxruntime':28}{onnx_miou:.2f}")
     _screen.next_command(
         f"hat eval {result.exported.file}",
         "hat ops unet --shape 1,3,1024,2048",

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from hatcli.cli._options import AsJson, ConfigFile, Device, TargetAndOverrides, one_target
+from hatcli.cli._options import (
+    AsJson,
+    ConfigFile,
+    Device,
+    TargetAndOverrides,
+    Weights,
+    find_model_file,
+    one_target,
+)
 from hatcli.config import load_config
 from hatcli.errors import UsageError
 
@@ -19,6 +27,7 @@ def main(
         str | None,
         typer.Option(metavar="FILE", help="Checkpoint or .onnx file; best.pth: the newest run's."),
     ] = None,
+    weights: Weights = None,
     minimum: Annotated[
         list[str] | None,
         typer.Option("--min", metavar="NAME=X", help="Exit 3 if this metric is lower."),
@@ -44,6 +53,8 @@ def main(
     Example: hat eval --ckpt best.pth --min mIoU=40
 
     Example: hat eval unet.onnx data_rootdir=data/cityscapes
+
+    Example: hat eval efficientnet_lite0 --weights efficientnet-lite0.pth
     """
     if official != (gt_dir is not None):
         raise UsageError("--official and --gt-dir go together", "e.g. --gt-dir gtFine/val")
@@ -51,6 +62,7 @@ def main(
         arguments,
         config,
         ckpt=ckpt,
+        weights=weights,
         minimum=minimum,
         gt_dir=gt_dir,
         save_predictions=save_predictions,
@@ -65,6 +77,7 @@ def run_eval(
     config_file: str | None,
     *,
     ckpt: str | None,
+    weights: Path | None = None,
     minimum: list[str] | None = None,
     gt_dir: Path | None = None,
     save_predictions: Path | None = None,
@@ -85,15 +98,9 @@ def run_eval(
 
         config = load_config(target, overrides)
         check_config(config)
-    if ckpt is None:
+    if ckpt is None and weights is None:
         raise UsageError("which file?", "give --ckpt FILE, or name an .onnx file")
-    from hatcli.recipes.runs import find_checkpoint
-
-    file, found = find_checkpoint(ckpt, config.name if config else None)
-    if not file.is_file():
-        from hatcli.recipes.runs import RUNS
-
-        raise UsageError(f"checkpoint not found: {file}", f"runs are in {RUNS}/")
+    file, found = find_model_file(ckpt, weights, config)
     from hatcli.cli import _screen
     from hatcli.recipes.evaluate import evaluate_file
 
@@ -103,6 +110,7 @@ def run_eval(
         evaluate_file(
             file,
             config=config,
+            is_weights=weights is not None,
             overrides=overrides,
             device=device,
             bounds=bounds,
@@ -117,7 +125,9 @@ def run_eval(
     else:
         _screen.print_metrics(result.metrics, result.official)
     _screen.err.print(f"written: {', '.join(map(str, result.written))}", markup=False)
-    if file.suffix != ".onnx":
+    if weights is not None:
+        _screen.next_command(f"hat export {target} --weights {file}")
+    elif file.suffix != ".onnx":
         _screen.next_command(f"hat export --ckpt {file}")
 
 

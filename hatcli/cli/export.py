@@ -10,6 +10,8 @@ from hatcli.cli._options import (
     AsJson,
     ConfigFile,
     TargetAndOverrides,
+    Weights,
+    find_model_file,
     one_target,
     parse_shape,
 )
@@ -29,6 +31,7 @@ def main(
         str | None,
         typer.Option(metavar="FILE", help="Checkpoint; best.pth: that of the newest run."),
     ] = None,
+    weights: Weights = None,
     onnx_name: Annotated[
         Path | None,
         typer.Option(
@@ -88,7 +91,7 @@ def main(
         if ckpt is not None:
             raise UsageError(f"two files to export: {target} and {ckpt}")
         ckpt, target = target, None
-    if ckpt is None:
+    if ckpt is None and weights is None:
         raise UsageError("which checkpoint?", "give --ckpt FILE, e.g. --ckpt best.pth")
     sizes = None if shape is None else parse_shape(shape)
     chosen = None
@@ -97,11 +100,7 @@ def main(
 
         chosen = load_config(target, overrides)
         check_config(chosen)
-    from hatcli.recipes.runs import find_checkpoint
-
-    file, found = find_checkpoint(ckpt, chosen.name if chosen else None)
-    if not file.is_file():
-        raise UsageError(f"checkpoint not found: {file}", "runs are in runs/")
+    file, found = find_model_file(ckpt, weights, chosen)
     from hatcli.cli import _screen
     from hatcli.recipes.export import ExportSettings, export_checkpoint
 
@@ -110,7 +109,10 @@ def main(
     settings = ExportSettings(
         onnx_name, sizes, dynamic, opset, with_preprocess, argmax, tolerance, overwrite
     )
-    result = _screen.follow(export_checkpoint(file, settings, config=chosen, overrides=overrides))
+    job = export_checkpoint(
+        file, settings, config=chosen, overrides=overrides, is_weights=weights is not None
+    )
+    result = _screen.follow(job)
     if as_json:
         _screen.print_json(asdict(result))
     else:

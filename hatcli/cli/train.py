@@ -2,13 +2,22 @@
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from hatcli.cli._options import AsJson, ConfigFile, Device, TargetAndOverrides, one_target
+from hatcli.cli._options import (
+    AsJson,
+    ConfigFile,
+    Device,
+    TargetAndOverrides,
+    Weights,
+    one_target,
+)
 from hatcli.config import Config, load_config
 from hatcli.errors import StoppedBySignal, UsageError, did_you_mean
 
@@ -47,6 +56,7 @@ def main(
         Path | None,
         typer.Option(metavar="RUN", help="Go on with this run folder or last checkpoint."),
     ] = None,
+    weights: Weights = None,
     val_only: Annotated[
         bool, typer.Option("--val-only", help="Don't train; same as hat eval --ckpt.")
     ] = False,
@@ -76,7 +86,16 @@ def main(
     if val_only or val_ckpt is not None:
         _validate_only(target, overrides, val_ckpt, device, as_json=as_json)
         return
-    _train(target, overrides, device, out, resume=resume, resume_from=resume_from, as_json=as_json)
+    _train(
+        target,
+        overrides,
+        device,
+        out,
+        weights=weights,
+        resume=resume,
+        resume_from=resume_from,
+        as_json=as_json,
+    )
 
 
 def _train(
@@ -85,10 +104,15 @@ def _train(
     device: str,
     out: Path | None,
     *,
+    weights: Path | None,
     resume: bool,
     resume_from: Path | None,
     as_json: bool,
 ) -> None:
+    if weights is not None and (resume or resume_from is not None):
+        raise UsageError("--weights starts a run and --resume goes on with one: give one of them")
+    if weights is not None and not weights.is_file():
+        raise UsageError(f"weights not found: {weights}")
     from hatcli.recipes.check import check_config
 
     chosen: Config | None = None
@@ -106,11 +130,16 @@ def _train(
         chosen = train.config_to_resume(checkpoint, overrides)
         check_config(chosen)
     assert chosen is not None
-    _stop_on_sigterm()
     job = train.train_float(
-        chosen, device=device, out=out, resume_from=checkpoint, command=sys.argv[1:]
+        chosen,
+        device=device,
+        out=out,
+        weights=weights,
+        resume_from=checkpoint,
+        command=sys.argv[1:],
     )
-    result = _screen.follow(job)
+    with _stop_by_exception():
+        result = _screen.follow(job)
     if as_json:
         _screen.print_json(
             {
@@ -169,11 +198,16 @@ def _validate_only(
     eval_command.run_eval(words, None, ckpt=ckpt, device=device, as_json=as_json)
 
 
-def _stop_on_sigterm() -> None:
+@contextmanager
+def _stop_by_exception() -> Iterator[None]:
     """SIGINT and SIGTERM end the job at once; the last epoch's checkpoint is whole."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise StoppedBySignal(number, f"stopped by {signal.Signals(number).name}")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

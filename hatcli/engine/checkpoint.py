@@ -6,6 +6,7 @@ look at these on loading (a flipped bit loads as another weight), so `load_check
 
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,26 +55,38 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UsageError(f"checkpoint not found: {path}", _neighbours(path))
-    _verify_container(path)
+    verify_container(path)
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of hat",
+            "give the plain weights of another project by --weights",
+        )
+    if content["version"] > VERSION:
+        raise CheckpointError(f"{path}: written by a newer hat ({content['hat_version']})")
+    require_finite(content.get("state_dict") or {}, path)
+    return content
+
+
+def load_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU, without running code of the file.
+
+    Raises:
+        CheckpointError: it can't be read, or holds other objects than tensors and plain values.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused: holds objects other than tensors and plain values",
             "a checkpoint with code in it is never loaded; save its state_dict alone",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (
+        RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError,
+        OverflowError, struct.error,
+    ) as error:  # fmt: skip
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: not a checkpoint: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of hat",
-            "a plain state_dict of another project can't be used",
-        )
-    if content["version"] > VERSION:
-        raise CheckpointError(f"{path}: written by a newer hat ({content['hat_version']})")
-    _require_finite(content, path)
-    return content
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], where: str) -> None:
@@ -99,7 +112,12 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], where: str)
     model.load_state_dict(weights)
 
 
-def _verify_container(path: Path) -> None:
+def verify_container(path: Path) -> None:
+    """Compare every byte of what ``torch.save`` wrote with its checksum, before it is unpacked.
+
+    Raises:
+        CheckpointError: it is damaged, or no such file.
+    """
     size = path.stat().st_size
     if size == 0:
         raise CheckpointError(f"{path}: not a checkpoint: the file is empty")
@@ -125,6 +143,23 @@ def _verify_container(path: Path) -> None:
         )
 
 
+def require_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that hold a NaN or an infinity.
+
+    Raises:
+        CheckpointError: with the first tensor that does.
+    """
+    bad = [
+        name
+        for name, tensor in weights.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    if bad:
+        raise CheckpointError(
+            f"{path}: holds non-finite values in {len(bad)} tensors, first: {bad[0]}"
+        )
+
+
 def _require_plain(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
@@ -138,19 +173,6 @@ def _require_plain(value: Any, where: str) -> None:
         value, torch.Tensor
     ):
         raise TypeError(f"{where}: a {type(value).__name__} cannot be stored in a checkpoint")
-
-
-def _require_finite(content: Mapping[str, Any], path: Path) -> None:
-    weights: Mapping[str, Any] = content.get("state_dict") or {}
-    bad = [
-        name
-        for name, tensor in weights.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
-    ]
-    if bad:
-        raise CheckpointError(
-            f"{path}: holds non-finite values in {len(bad)} tensors, first: {bad[0]}"
-        )
 
 
 def _neighbours(path: Path) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hatcli.config import Config, load_config
-from hatcli.data.classes import CITYSCAPES_PALETTE
+from hatcli.data.classes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from hatcli.data.scenes.draw import write_scenes
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.engine.loop import evaluate
@@ -114,7 +114,9 @@ def _draw_predictions(config: Config, checkpoint: Path, folder: Path) -> Job[Non
         for image, prediction, label, name in zip(
             images.permute(0, 2, 3, 1).numpy(), maps, targets.numpy(), names, strict=True
         ):
-            picture = side_by_side(image, prediction, label, CITYSCAPES_PALETTE)
+            picture = side_by_side(
+                image, prediction, label, CITYSCAPES_PALETTE, names=CITYSCAPES_CLASSES
+            )
             write_png(folder / f"{name}.png", picture)
 
     yield from evaluate(

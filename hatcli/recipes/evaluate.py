@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hatcli.config import Config
-from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.engine.device import pick_device
 from hatcli.engine.loop import Metric, evaluate
 from hatcli.errors import CheckFailed, CheckpointError, ModelFileError, UsageError, did_you_mean
@@ -23,6 +22,7 @@ from hatcli.recipes.build import (
     build_loader,
     build_metric,
     model_from_checkpoint,
+    open_checkpoint,
 )
 from hatcli.recipes.check import check_config
 from hatcli.recipes.official import LabelImageWriter, official_scores, require_official
@@ -50,6 +50,7 @@ def evaluate_file(
     file: Path,
     *,
     config: Config | None = None,
+    is_weights: bool = False,
     overrides: list[str] | None = None,
     device: str = "auto",
     bounds: dict[str, float] | None = None,
@@ -62,6 +63,7 @@ def evaluate_file(
     Args:
         file: a checkpoint, or an ONNX file that carries its config.
         config: whose data, transforms and metric to use; by default the file's own.
+        is_weights: the file holds the plain weights of ``config``'s network.
         overrides: "key=value" changes of the file's own config.
         device: "auto", "cpu", "cuda" or "cuda:N".
         bounds: lowest value allowed of a metric.
@@ -75,7 +77,7 @@ def evaluate_file(
     place = pick_device(device)
     if gt_dir is not None:
         require_official()
-    config, model, prepare = _open(file, config, overrides or [], place)
+    config, model, prepare = _open(file, config, overrides or [], place, is_weights=is_weights)
     dataset = build_dataset(config, "val")
     metric = build_metric(config, dataset)
     _require_known(bounds or {}, metric)
@@ -105,10 +107,15 @@ def evaluate_file(
 
 
 def _open(
-    file: Path, config: Config | None, overrides: list[str], device: torch.device
+    file: Path,
+    config: Config | None,
+    overrides: list[str],
+    device: torch.device,
+    *,
+    is_weights: bool,
 ) -> tuple[Config, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The config to evaluate by, the model, and what makes its input."""
-    if file.suffix == ".onnx":
+    if file.suffix == ".onnx" and not is_weights:
         onnx_model = OnnxModel(file)
         own = onnx_model.config
         if own is None and config is None:
@@ -118,7 +125,8 @@ def _open(
         chosen = _choose(own, config, overrides, file)
         prepare = nn.Identity() if onnx_model.preprocess else build_batch_transforms(chosen)
         return chosen, onnx_model, prepare
-    own, network = model_from_checkpoint(load_checkpoint(file))
+    checkpoint = open_checkpoint(file, config if is_weights else None)
+    own, network = model_from_checkpoint(checkpoint)
     chosen = _choose(own, config, overrides, file)
     network = network.to(device).to(memory_format=torch.channels_last)
     return chosen, network, build_batch_transforms(chosen).to(device)

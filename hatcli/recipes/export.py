@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from hatcli import __version__
 from hatcli.config import Config, from_values
 from hatcli.data.classes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
-from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.errors import CheckpointError, UsageError
 from hatcli.events import Job, Note
 from hatcli.export.check import TOLERANCE, Comparison, check_onnx, program_values, random_images
 from hatcli.export.metadata import append_metadata
 from hatcli.export.onnx import OPSET, Deployed, Dynamic, export_onnx, second_shape
 from hatcli.export.publish import unpublished
-from hatcli.recipes.build import build_batch_transforms, model_from_checkpoint
+from hatcli.recipes.build import build_batch_transforms, model_from_checkpoint, open_checkpoint
 from hatcli.recipes.check import check_config
 
 
@@ -87,12 +86,14 @@ def export_checkpoint(
     settings: ExportSettings,
     *,
     config: Config | None = None,
+    is_weights: bool = False,
     overrides: list[str] | None = None,
 ) -> Job[ExportResult]:
     """Export the deployed model of a checkpoint, and compare the file with torch.
 
     Args:
         config: whose deploy settings to use; by default the checkpoint's own.
+        is_weights: the file holds the plain weights of ``config``'s network.
         overrides: "key=value" changes of the checkpoint's own config.
 
     Raises:
@@ -101,7 +102,8 @@ def export_checkpoint(
         HatError: the model can't be exported like this, or the file not be written.
     """
     started = time.perf_counter()
-    checkpoint = _with_config(load_checkpoint(file), config, overrides or [], file)
+    opened = open_checkpoint(file, config if is_weights else None)
+    checkpoint = _with_config(opened, config, overrides or [], file)
     config, model = model_from_checkpoint(checkpoint)
     prepare = build_batch_transforms(config).eval()
     deployed = _deployed(config, settings, model, prepare)

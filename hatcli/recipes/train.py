@@ -19,6 +19,7 @@ from hatcli.engine.checkpoint import load_checkpoint, load_weights, save_checkpo
 from hatcli.engine.device import pick_device, pick_dtype
 from hatcli.engine.ema import Ema
 from hatcli.engine.loop import FitSettings, Metric, Training, Validate, evaluate, fit
+from hatcli.engine.weights import fingerprint, load_foreign_weights
 from hatcli.errors import CheckpointError, ConfigError, StoppedBySignal, UsageError
 from hatcli.events import EpochDone, Event, Job, Note, Warned, headline
 from hatcli.recipes.build import (
@@ -55,6 +56,7 @@ def train_float(
     *,
     device: str = "auto",
     out: Path | None = None,
+    weights: Path | None = None,
     resume_from: Path | None = None,
     command: list[str] | None = None,
 ) -> Job[TrainResult]:
@@ -64,6 +66,7 @@ def train_float(
         config: complete and checked.
         device: "auto", "cpu", "cuda" or "cuda:N".
         out: folder that holds the run folders; "runs" by default.
+        weights: plain weights to start from instead of random ones.
         resume_from: a last checkpoint; the run goes on in its folder.
         command: the words of the command line, for args.txt.
     """
@@ -76,7 +79,7 @@ def train_float(
     _require_same_classes(config, train_set)
     loss = build_loss(config, train_set).to(place)
     prepare = build_batch_transforms(config).to(place)
-    training = new_training(config, place)
+    training = new_training(config, place, weights)
     schedule = SCHEDULES.build(
         config["schedule"], steps_per_epoch=len(batches), epochs=config["epochs"]
     )
@@ -85,10 +88,14 @@ def train_float(
         run.describe(config, ["hat", *map(shlex.quote, command or [])], environment())
     else:
         run = RunFolder(resume_from.parent)
-        yield from restore(training, resume_from, digest=getattr(train_set, "digest", None))
-        run.forget_after(training.epoch)
     with closing(run):
+        if resume_from is not None:
+            yield from restore(training, resume_from, digest=getattr(train_set, "digest", None))
+            run.forget_after(training.epoch)
         yield from _record(run, _announce(config, run, place, dtype, (train_set, val_set)))
+        if weights is not None:
+            started_from = Note(f"weights: {weights} (SHA-256 {fingerprint(weights)}...)")
+            yield from _record(run, iter([started_from]))
         events = fit(
             training,
             batches,
@@ -115,9 +122,16 @@ def train_float(
         return _finish(run, training, metric, (best, last))
 
 
-def new_training(config: Config, device: torch.device) -> Training:
-    """A model with fresh weights on its device, its optimiser, and its average if asked for."""
-    model = build_model(config).to(device)
+def new_training(config: Config, device: torch.device, weights: Path | None = None) -> Training:
+    """A model on its device, its optimiser, and its average if asked for.
+
+    Args:
+        weights: the file of its weights; fresh ones by default.
+    """
+    model = build_model(config)
+    if weights is not None:
+        load_foreign_weights(model, weights)
+    model = model.to(device)
     if config["fit"].get("channels_last", True):
         model = model.to(memory_format=torch.channels_last)
     decay = config["fit"].get("ema_decay")
