@@ -62,7 +62,7 @@ def test_the_program_gives_what_a_part_has_room_for(parts):
     [
         ({"type": "rong", "size": 1}, "no part 'rong'", "did you mean 'ring'?"),
         ({"type": "square", "side": 1}, "no part 'square'", "did you mean 'Square'?"),
-        ({"type": "ring", "siz": 1}, "part 'ring' has no argument 'siz'", "did you mean 'size'?"),
+        ({"type": "ring", "sizee": 1}, "part 'ring' has no argument 'sizee'", "did you mean 'size'?"),
         ({"type": "ring"}, "part 'ring' needs 'size'", None),
         ({"type": "ring", "size": "a"}, "size must be int, got 'a'", None),
         ({"type": "ring", "size": True}, "size must be int, got True", None),

@@ -1,4 +1,4 @@
-"""A peer of the shipped config unet_small: the same data, augmentation and loss weights, in float32.
+"""A peer of the config unet_small: same data, augmentation and loss weights, in float32.
 
 torchvision's network trains fastest in float32 on a CPU. Its rate of images is a tenth of the
 UNet's, so the epochs are fewer for the same minutes; learning rate and average are chosen for

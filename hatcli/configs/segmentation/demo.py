@@ -5,7 +5,7 @@ Not the original's recipe: small crops, classes weighed by their frequency, Adam
 
 task = "segmentation"
 data_rootdir = "demo/scenes"
-epochs = 16
+epochs = 28
 
 model = {"type": "unet", "num_classes": 19, "alpha": 0.25, "upsample": "bilinear"}
 
@@ -17,7 +17,7 @@ train = {
         {"type": "RandomFlip"},
         {"type": "ColorJitter", "brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
     ],
-    "batch_size": 8,
+    "batch_size": 4,
     "num_workers": 1,
 }
 val = {
@@ -34,8 +34,8 @@ loss = {
 }
 metric = {"type": "MeanIoU", "num_classes": 19}
 
-optim = {"type": "adamw", "lr": 0.004, "weight_decay": 0.01}
+optim = {"type": "adamw", "lr": 0.006, "weight_decay": 0.01}
 schedule = {"type": "cosine", "warmup_epochs": 1}
-fit = {"precision": "auto", "channels_last": True, "val_every": 4}
+fit = {"precision": "auto", "channels_last": True, "val_every": 7}
 
 deploy = {"head": "4", "argmax": True, "shape": [1, 3, 256, 512]}
