@@ -30,6 +30,7 @@ SMALL_CLASSES = [
 ]
 SMALL_MAPS = [
     "epochs=1",
+    "schedule.warmup_epochs=0",
     "train.transforms.1.height=64",
     "train.transforms.1.width=64",
     "train.batch_size=2",
