@@ -62,7 +62,11 @@ def test_the_program_gives_what_a_part_has_room_for(parts):
     [
         ({"type": "rong", "size": 1}, "no part 'rong'", "did you mean 'ring'?"),
         ({"type": "square", "side": 1}, "no part 'square'", "did you mean 'Square'?"),
-        ({"type": "ring", "sizee": 1}, "part 'ring' has no argument 'sizee'", "did you mean 'size'?"),
+        (
+            {"type": "ring", "sizes": 1},
+            "part 'ring' has no argument 'sizes'",
+            "did you mean 'size'?",
+        ),
         ({"type": "ring"}, "part 'ring' needs 'size'", None),
         ({"type": "ring", "size": "a"}, "size must be int, got 'a'", None),
         ({"type": "ring", "size": True}, "size must be int, got True", None),
