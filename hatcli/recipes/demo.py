@@ -64,10 +64,10 @@ def demo(folder: Path, *, overrides: list[str], train: int = 160, val: int = 24)
     Raises:
         UsageError: the folder holds something else.
     """
-    _make_room(folder)
     scenes = folder / "scenes"
     config = load_config("demo", [f"data_rootdir={scenes}", *overrides])
     check_config(config)
+    _make_room(folder)
     yield from _draw(scenes, train, val)
     for split in ("train", "val"):
         yield Note(f"$ hat pack cityscapes --src {scenes} --split {split}")
