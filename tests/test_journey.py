@@ -239,15 +239,20 @@ def test_a_pack_of_the_other_split_is_a_warning(config, capsys):
     assert "warning: val.dataset is a pack of the train split" in capsys.readouterr().err
 
 
-def test_a_terminated_run_says_how_to_go_on(config):
-    command = [sys.executable, "-m", "hatcli", "train", config, "epochs=500", "--out", "stopped"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_says_how_to_go_on(config, number, workers):
+    settings = ["epochs=500", f"train.num_workers={workers}"]
+    command = [sys.executable, "-m", "hatcli", "train", config, *settings, "--out", "stopped"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not list(Path("stopped").rglob("*best.pth.tar")):
             time.sleep(0.05)
-        process.terminate()
+        os.killpg(process.pid, number)  # as a terminal does, and as batch systems do
         errors = process.stderr.read()
-    assert process.returncode == 143
+    assert process.returncode == 128 + number
     assert "Traceback" not in errors
     assert "go on with: hat train --resume-from stopped" in errors
     assert load_checkpoint(last_of("stopped"))["epoch"] >= 1

@@ -203,6 +203,7 @@ def _stop_by_exception() -> Iterator[None]:
     """SIGINT and SIGTERM end the job at once; the last epoch's checkpoint is whole."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises when workers end as well
         raise StoppedBySignal(number, f"stopped by {signal.Signals(number).name}")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

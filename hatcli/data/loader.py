@@ -8,6 +8,7 @@ interrupted run goes on with the ones it would have seen.
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -99,6 +100,7 @@ class Loader:
             generator=torch.Generator(),  # its own: the global one must not move
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_ctrl_c_to_the_main_process,
             timeout=WORKER_TIMEOUT_S if num_workers else 0,
             multiprocessing_context=start_method if num_workers else None,
         )
@@ -201,6 +203,12 @@ class _BatchOrder(Sampler[list[tuple[int, int]]]):
 def _generator(text: str) -> np.random.Generator:
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
+    """Ctrl-C reaches the whole group; only the main process is to answer it, and then ends us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _is_map(label: Any) -> bool:
