@@ -104,16 +104,16 @@ class EpochDone:
     is_best: bool = False
 
     def __str__(self) -> str:
-        cells = [f"{self.epoch:>5}", f"{self.train['loss']:>9.4f}"]
-        cells += [f"{value:>12.2f}" for value in headline(self.val).values()]
-        cells += [f"{self.lr:>9.2e}", f"{self.images_per_s:>8.1f}", f"{self.seconds:>7.1f}"]
+        cells = [f"{self.epoch:>5}", f"{self.train['loss']:>8.4f}", f"{self.lr:>8.2e}"]
+        cells += [f"{self.images_per_s:>8.1f}", f"{self.seconds:>7.1f}"]
+        cells += [f"{value:>{max(len(name), 6)}.2f}" for name, value in headline(self.val).items()]
         return " ".join(cells) + ("  best" if self.is_best else "")
 
     def header(self) -> str:
-        """The line above the first epoch's line."""
-        names = [f"{name:>12}" for name in headline(self.val)]
+        """The line above the first epoch's line; metrics stand last, not each epoch has them."""
+        names = [f"{name:>6}" for name in headline(self.val)]
         return " ".join(
-            [f"{'epoch':>5}", f"{'loss':>9}", *names, f"{'lr':>9}", f"{'images/s':>8}", "seconds"]
+            [f"{'epoch':>5}", f"{'loss':>8}", f"{'lr':>8}", "images/s", "seconds", *names]
         )
 
 

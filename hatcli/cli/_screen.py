@@ -122,7 +122,7 @@ class _PlainLines:
 
     def __init__(self) -> None:
         self._last = time.monotonic()
-        self._header_shown = False
+        self._header = ""
 
     def __enter__(self) -> "_PlainLines":
         return self
@@ -137,9 +137,9 @@ class _PlainLines:
             if not at_end and now - self._last < PLAIN_LINE_EVERY_S:
                 return
             self._last = now
-        if isinstance(event, EpochDone) and not self._header_shown:
-            self._header_shown = True
-            print(event.header(), file=sys.stderr, flush=True)
+        if isinstance(event, EpochDone) and len(event.header()) > len(self._header):
+            self._header = event.header()
+            print(self._header, file=sys.stderr, flush=True)
         print(event, file=sys.stderr, flush=True)
 
 
@@ -160,7 +160,7 @@ class _Bars:
         self._task: TaskID | None = None
         self._activity = ""
         self._started = 0.0
-        self._header_shown = False
+        self._header = ""
 
     def __enter__(self) -> "_Bars":
         self._bars.start()
@@ -177,9 +177,9 @@ class _Bars:
             detail = f"loss {event.loss:.4g}"
             self._advance(Progress(activity, event.step, event.steps, "steps", detail))
         else:
-            if isinstance(event, EpochDone) and not self._header_shown:
-                self._header_shown = True
-                self._bars.console.print(event.header(), markup=False)
+            if isinstance(event, EpochDone) and len(event.header()) > len(self._header):
+                self._header = event.header()
+                self._bars.console.print(self._header, markup=False)
             style = "yellow" if isinstance(event, Warned) else None
             self._bars.console.print(str(event), markup=False, style=style)
 
