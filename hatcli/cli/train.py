@@ -203,7 +203,9 @@ def _stop_by_exception() -> Iterator[None]:
     """SIGINT and SIGTERM end the job at once; the last epoch's checkpoint is whole."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises when workers end as well
+        # torch's handler raises when the workers end as well. A function takes its place, since
+        # Python complains of a pending signal whose handler has become the default.
+        signal.signal(signal.SIGCHLD, _do_nothing)
         raise StoppedBySignal(number, f"stopped by {signal.Signals(number).name}")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -212,3 +214,7 @@ def _stop_by_exception() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    pass
