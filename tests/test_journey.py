@@ -239,8 +239,9 @@ def test_a_pack_of_the_other_split_is_a_warning(config, capsys):
     assert "warning: val.dataset is a pack of the train split" in capsys.readouterr().err
 
 
+# With workers it rests on when torch's own threads are hit: the full run tries it.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stopped_run_says_how_to_go_on(config, number, workers):
     settings = ["epochs=500", f"train.num_workers={workers}"]
     command = [sys.executable, "-m", "hatcli", "train", config, *settings, "--out", "stopped"]

@@ -9,7 +9,9 @@ interrupted run goes on with the ones it would have seen.
 import hashlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -100,7 +102,7 @@ class Loader:
             generator=torch.Generator(),  # its own: the global one must not move
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_ctrl_c_to_the_main_process,
+            worker_init_fn=_prepare_worker,
             timeout=WORKER_TIMEOUT_S if num_workers else 0,
             multiprocessing_context=start_method if num_workers else None,
         )
@@ -205,10 +207,19 @@ def _generator(text: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
-def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     """Ctrl-C reaches the whole group; only the main process is to answer it, and then ends us."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = _forgive_a_lost_peer
+
+
+def _forgive_a_lost_peer(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """When the main process ends, a batch on its way to it is lost; that is no news."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _is_map(label: Any) -> bool:
