@@ -259,6 +259,14 @@ def test_a_stopped_run_says_how_to_go_on(config, number, workers):
     assert load_checkpoint(last_of("stopped"))["epoch"] >= 1
 
 
+def test_the_table_lines_up_when_only_some_epochs_are_validated(config):
+    assert run(["train", config, "epochs=3", "fit.val_every=2"]) == 0
+    (table,) = Path("runs").rglob("results.csv")
+    rows = epochs_in(table)
+    assert [row["val/mIoU"] != "" for row in rows] == [False, True, True]
+    assert all(0 < float(row["lr"]) <= 0.05 for row in rows)
+
+
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path

@@ -23,8 +23,6 @@ from hatcli.errors import StoppedBySignal, UsageError, did_you_mean
 
 STEPS = ("float", "calibration", "qat", "int_infer")
 
-EXAMPLE = "Example: hat train unet --step float optim.lr=0.02 epochs=100"
-
 
 def main(
     arguments: TargetAndOverrides = None,

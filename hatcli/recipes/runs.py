@@ -79,10 +79,7 @@ class RunFolder:
         rows = [row for row in read_metrics(self.path) if row["epoch"] <= epoch]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (self.path / "metrics.jsonl").write_text(lines, encoding="utf-8")
-        table = self.path / "results.csv"
-        if table.exists():
-            kept = table.read_text(encoding="utf-8").splitlines(keepends=True)[: len(rows) + 1]
-            table.write_text("".join(kept), encoding="utf-8")
+        write_table(self.path)
 
     def close(self) -> None:
         """Let others write here."""
@@ -100,13 +97,7 @@ class RunFolder:
         }
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        table = self.path / "results.csv"
-        is_new = not table.exists()
-        with table.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(row)
-            writer.writerow(row.values())
+        write_table(self.path)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -119,6 +110,16 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+def write_table(run: Path) -> None:
+    """Write results.csv anew from metrics.jsonl: which columns there are shows only in time."""
+    rows = read_metrics(run)
+    columns = dict.fromkeys(column for row in rows for column in row)
+    with (run / "results.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def newest_run(name: str | None = None, step: str | None = None, root: Path = RUNS) -> Path | None:
