@@ -1,0 +1,216 @@
+"""How to quantize, as data: the config's ``quantize`` node, checked without torch."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from hatcli.errors import ConfigError, did_you_mean
+from hatcli.quantize import OBSERVERS
+from hatcli.registry import fits
+
+TARGETS = ("ort",)
+WEIGHT_BITS = range(2, 9)
+ACTIVATION_BITS = (8, 16)
+
+_TYPES = {
+    "target": "str",
+    "observer": "dict",
+    "weight_observer": "dict",
+    "weight_bits": "int",
+    "activation_bits": "int",
+    "images": "int",
+    "bias_correction": "bool",
+    "exceptions": "list",
+    "leaf_modules": "list",
+    "qat": "dict",
+}
+_EXCEPTION_TYPES = {
+    "layers": "str",
+    "float": "bool",
+    "activation_bits": "int",
+    "weight_bits": "int",
+    "observer": "dict",
+    "weight_observer": "dict",
+}
+_QAT_TYPES = {
+    "scales": "Literal['fixed', 'learned']",
+    "batch_norm": "Literal['folded', 'kept']",
+    "freeze_after": "int",
+    "distill": "float",
+    "temperature": "float",
+}
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """How one layer is computed.
+
+    Attributes:
+        is_float: in float32, weights and result; the tensors that come in are those of the
+            integer layers before it.
+        weight_bits: 2 to 8; stored as int8 codes, symmetric, one scale a channel.
+        activation_bits: of its result, 8 or 16, unsigned with a zero point.
+        observer: what chooses the range of its result: {"type": name, ...}.
+        weight_observer: what chooses the ranges of its weights.
+    """
+
+    is_float: bool
+    weight_bits: int
+    activation_bits: int
+    observer: Mapping[str, Any]
+    weight_observer: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class QatSpec:
+    """How a quantized model is trained.
+
+    Attributes:
+        scales: "fixed" as calibrated; "learned" with the weights (LSQ).
+        batch_norm: "folded" into the convolutions before training; "kept", and folded and
+            frozen after ``freeze_after`` epochs.
+        distill: weight of the distance to the float model's scores in the loss; 0 is none.
+        temperature: that both scores are divided by for this distance.
+    """
+
+    scales: str = "fixed"
+    batch_norm: str = "folded"
+    freeze_after: int = 1
+    distill: float = 0.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a model is quantized; see `read_spec` for the node that says so.
+
+    Attributes:
+        target: whose arithmetic the integers follow; "ort" is onnxruntime on x86.
+        images: how many training images calibration looks at.
+        bias_correction: whether biases make up for the mean error of each channel.
+        exceptions: {"layers": glob pattern, setting: value, ...}; later ones win.
+        leaf_modules: glob patterns of modules that are one operation each, not looked into.
+    """
+
+    target: str = "ort"
+    observer: Mapping[str, Any] = field(default_factory=lambda: {"type": "percentile"})
+    weight_observer: Mapping[str, Any] = field(default_factory=lambda: {"type": "min_max"})
+    weight_bits: int = 8
+    activation_bits: int = 8
+    images: int = 256
+    bias_correction: bool = True
+    exceptions: tuple[Mapping[str, Any], ...] = ()
+    leaf_modules: tuple[str, ...] = ()
+    qat: QatSpec = field(default_factory=QatSpec)
+
+    def layer(self, name: str) -> LayerSpec:
+        """The settings of one layer: the general ones, then each exception that names it."""
+        settings: dict[str, Any] = {
+            "float": False,
+            "weight_bits": self.weight_bits,
+            "activation_bits": self.activation_bits,
+            "observer": self.observer,
+            "weight_observer": self.weight_observer,
+        }
+        for exception in self.exceptions:
+            if fnmatchcase(name, exception["layers"]):
+                settings.update(exception)
+        return LayerSpec(
+            settings["float"],
+            settings["weight_bits"],
+            settings["activation_bits"],
+            settings["observer"],
+            settings["weight_observer"],
+        )
+
+    def require_matches(self, names: Iterable[str]) -> None:
+        """Refuse an exception that names no layer of a model.
+
+        Raises:
+            ConfigError: with the nearest name.
+        """
+        known = list(names)
+        for exception in self.exceptions:
+            pattern = exception["layers"]
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise ConfigError(
+                    f"quantize.exceptions: no layer matches {pattern!r}",
+                    did_you_mean(pattern, known),
+                )
+
+
+def read_spec(node: Mapping[str, Any]) -> Spec:
+    """The spec of a config's ``quantize`` node; what it leaves out has a default.
+
+    Raises:
+        ConfigError: a name or value is wrong.
+    """
+    _check_types("quantize", node, _TYPES)
+    qat = node.get("qat", {})
+    _check_types("quantize.qat", qat, _QAT_TYPES)
+    exceptions = tuple(node.get("exceptions", ()))
+    for position, exception in enumerate(exceptions):
+        _check_exception(f"quantize.exceptions.{position}", exception)
+    given = {**node, "exceptions": exceptions, "qat": QatSpec(**qat)}
+    if "leaf_modules" in given:
+        given["leaf_modules"] = tuple(given["leaf_modules"])
+    spec = Spec(**given)
+    _check_numbers("quantize", node)
+    if spec.target not in TARGETS:
+        raise ConfigError(
+            f"quantize.target: unknown {spec.target!r}", did_you_mean(spec.target, TARGETS)
+        )
+    if spec.images < 1:
+        raise ConfigError(f"quantize.images: must be at least 1, got {spec.images}")
+    if spec.qat.freeze_after < 0:
+        raise ConfigError("quantize.qat.freeze_after: must not be negative")
+    if not (math.isfinite(spec.qat.distill) and spec.qat.distill >= 0):
+        raise ConfigError("quantize.qat.distill: must be a number from 0 up")
+    if not (math.isfinite(spec.qat.temperature) and spec.qat.temperature > 0):
+        raise ConfigError("quantize.qat.temperature: must be a number above 0")
+    return spec
+
+
+def _check_types(where: str, node: Any, types: Mapping[str, str]) -> None:
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{where}: must be a dict, got {node!r}")
+    for name, value in node.items():
+        if name not in types:
+            raise ConfigError(f"{where}: no setting {name!r}", did_you_mean(str(name), types))
+        if not fits(value, types[name]):
+            raise ConfigError(f"{where}.{name}: must be {types[name]}, got {value!r}")
+
+
+def _check_exception(where: str, node: Any) -> None:
+    _check_types(where, node, _EXCEPTION_TYPES)
+    if "layers" not in node:
+        raise ConfigError(f"{where}: lacks 'layers', the pattern of the layers it is for")
+    if len(node) == 1:
+        settings = ", ".join(name for name in _EXCEPTION_TYPES if name != "layers")
+        raise ConfigError(f"{where}: changes nothing", f"give one of {settings}")
+    _check_numbers(where, node)
+
+
+def _check_numbers(where: str, node: Mapping[str, Any]) -> None:
+    """Widths and observers, which the general settings and the exceptions share."""
+    for name, allowed in (("weight_bits", WEIGHT_BITS), ("activation_bits", ACTIVATION_BITS)):
+        if name in node and node[name] not in allowed:
+            widths = ", ".join(map(str, allowed))
+            raise ConfigError(
+                f"{where}.{name}: {node[name]} bits are not supported", f"choose one of {widths}"
+            )
+    for name in ("observer", "weight_observer"):
+        if name in node:
+            _check_observer(f"{where}.{name}", node[name])
+
+
+def _check_observer(where: str, node: Mapping[str, Any]) -> None:
+    if not isinstance(node.get("type"), str):
+        raise ConfigError(f"{where}: must be a dict with a 'type', got {node!r}")
+    arguments = {key: value for key, value in node.items() if key != "type"}
+    try:
+        OBSERVERS.check_arguments(OBSERVERS.part(node["type"]), arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", error.hint) from error
