@@ -116,7 +116,7 @@ def export_onnx(
         UsageError: the shape or opset can't be had.
         HatError: the model can't be traced.
     """
-    _check_request(shape, dynamic, size_divisor, opset)
+    check_request(shape, dynamic, size_divisor, opset)
     example = torch.zeros(_example_shape(shape, dynamic, size_divisor), dtype=deployed.input_dtype)
     output = LABELS if deployed.argmax else SCORES
     try:
@@ -167,7 +167,12 @@ def _half(steps: int) -> int:
     return steps // 2 if steps > 1 else 2
 
 
-def _check_request(shape: Sequence[int], dynamic: str, size_divisor: int, opset: int) -> None:
+def check_request(shape: Sequence[int], dynamic: str, size_divisor: int, opset: int) -> None:
+    """Refuse what no file can have.
+
+    Raises:
+        UsageError: the shape, the open sizes or the opset.
+    """
     if len(shape) != 4 or not all(isinstance(size, int) and size > 0 for size in shape):
         raise UsageError(f"shape {tuple(shape)}: give N,C,H,W")
     if opset not in OPSETS:
@@ -190,6 +195,15 @@ def _example_shape(shape: Sequence[int], dynamic: Dynamic, size_divisor: int) ->
     if dynamic in ("size", "both"):
         height, width = max(height, 2 * size_divisor), max(width, 2 * size_divisor)
     return [n, channels, height, width]
+
+
+def open_names(dynamic: Dynamic, size_divisor: int) -> dict[int, str]:
+    """Axis of the images -> its name in the file, of those that are left open."""
+    names = {0: "batch"} if dynamic in ("batch", "both") else {}
+    if dynamic in ("size", "both"):
+        step = f"{size_divisor}*" if size_divisor > 1 else ""
+        names |= {2: f"{step}h", 3: f"{step}w"}
+    return names
 
 
 def _open_sizes(dynamic: Dynamic, size_divisor: int) -> tuple[dict[int, Any]] | None:

@@ -1,0 +1,123 @@
+"""What onnxruntime computes in float of an exported integer model, why, and what to do."""
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnxruntime
+
+from hatcli.errors import ModelFileError
+from hatcli.export.runtime import RUNTIME_ERRORS, shortened
+
+# Operators of the optimised graph that are integer kernels, or move data, or work on shapes.
+_MOVING = {
+    "ArgMax", "Cast", "Clip", "Concat", "Flatten", "Gather", "Identity", "NhwcMaxPool", "Pad",
+    "QuantizeLinear", "DequantizeLinear", "Reshape", "Shape", "Slice", "Squeeze", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+_SHAPES = {"Mul", "Add"}  # of int64 sizes in a graph of open sizes
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """A layer that onnxruntime computes in float.
+
+    Attributes:
+        layer: its name in the model.
+        operator: of ONNX.
+        why: the reason.
+        remedy: what would make it integers.
+    """
+
+    layer: str
+    operator: str
+    why: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What became of a file in onnxruntime.
+
+    Attributes:
+        kernels: operator -> how many of it there are, the most frequent first.
+        float_layers: what is computed in float.
+    """
+
+    kernels: dict[str, int]
+    float_layers: tuple[FloatLayer, ...]
+
+
+def inspect_fusion(path: Path, *, where: str) -> Fusion:
+    """Let onnxruntime optimise a file, and see what is left in float.
+
+    Nodes for the preprocessing, whose names begin with "preprocess.", are float by nature.
+
+    Raises:
+        ModelFileError: onnxruntime refuses the file.
+    """
+    written = onnx.load(str(path))
+    optimised = _optimised(path, where)
+    kernels = Counter(node.op_type for node in optimised.graph.node)
+    producers = {output: node for node in written.graph.node for output in node.output}
+    initializers = {tensor.name: tensor for tensor in written.graph.initializer}
+    original = {node.name: node for node in written.graph.node}
+    left = []
+    for node in optimised.graph.node:
+        kind = node.op_type
+        if kind.startswith("Q") or kind in _MOVING or node.name.startswith("preprocess."):
+            continue
+        if kind in _SHAPES and node.name.endswith(".target/Mul"):
+            continue
+        source = original.get(node.name, node)
+        why, remedy = _reason(source, producers, initializers)
+        layer = node.name.rpartition("/")[0] or node.output[0]
+        layer = layer.removesuffix(".y").removesuffix(".float")
+        left.append(FloatLayer(layer, kind, why, remedy))
+    return Fusion(dict(kernels.most_common()), tuple(left))
+
+
+def _optimised(path: Path, where: str) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "optimised.onnx"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(target)
+        try:
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except RUNTIME_ERRORS as error:
+            raise ModelFileError(f"{where}: onnxruntime refuses it: {shortened(error)}") from error
+        return onnx.load(str(target))
+
+
+def _reason(
+    node: onnx.NodeProto,
+    producers: dict[str, onnx.NodeProto],
+    initializers: dict[str, onnx.TensorProto],
+) -> tuple[str, str]:
+    """Why a node stayed float, and the remedy."""
+    if node.op_type in ("Conv", "Gemm") and node.input[1] in initializers:
+        return "an exception keeps it in float", "take it out of quantize.exceptions"
+    zero_points = [
+        initializers[producer.input[2]]
+        for name in node.input
+        if (producer := producers.get(name)) is not None
+        and producer.op_type == "DequantizeLinear"
+        and len(producer.input) > 2
+        and producer.input[2] in initializers
+    ]
+    if any(tensor.data_type == onnx.TensorProto.UINT16 for tensor in zero_points):
+        return "a tensor of 16 bits goes in", "set activation_bits to 8 for the layer before it"
+    if node.op_type in ("Conv", "Gemm", "Add", "Mul", "Concat", "GlobalAveragePool"):
+        return (
+            "onnxruntime has no integer kernel for these types",
+            "keep 8 bits on both sides of it",
+        )
+    return (
+        f"onnxruntime has no integer kernel for {node.op_type}",
+        "use ReLU or ReLU6 instead, and train again"
+        if "ig" in node.op_type or "wish" in node.op_type
+        else "none known",
+    )
