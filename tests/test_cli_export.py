@@ -110,10 +110,10 @@ def test_the_json_is_the_result_alone(folder, capsys):
 
 
 def test_the_file_tells_what_its_user_may_ask(folder):
-    path = checkpoint(folder, step="qat", classes=CITYSCAPES_CLASSES)
+    path = checkpoint(folder, classes=CITYSCAPES_CLASSES)
     assert run(["export", "--ckpt", str(path)]) == 0
-    metadata = OnnxModel(folder / "tiny-qat.onnx").metadata
-    assert metadata["hat.step"] == "qat"
+    metadata = OnnxModel(folder / "tiny.onnx").metadata
+    assert metadata["hat.step"] == "float"
     assert metadata["hat.color_order"] == "RGB"
     assert (metadata["hat.version"], metadata["hat.trained_with"]) == (__version__, "0.0.1")
     values = {

@@ -7,20 +7,26 @@ from PIL import Image
 from hatcli.cli import run
 
 SMALL = ["--train", "8", "--val", "2", "epochs=1", "schedule.warmup_epochs=0"]
+SMALL += ["steps.qat.epochs=1", "quantize.images=4"]
 SMALL += ["train.num_workers=0", "train.transforms.1.height=64", "train.transforms.1.width=64"]
 
 
-def test_the_demo_goes_from_nothing_to_a_checked_export(tmp_path, monkeypatch, capsys):
+def test_the_demo_goes_from_nothing_to_integers_in_onnx(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["demo", *SMALL, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["checkpoint"]["metrics"] == document["onnx"]["metrics"]
+    for step in ("float", "int_infer"):
+        scores = document[step]
+        assert scores["checkpoint"]["metrics"] == scores["onnx"]["metrics"]
+    steps = [entry["step"] for entry in document["steps"]]
+    assert steps == ["float", "calibration", "qat", "int_infer"]
     pictures = sorted(Path("demo/predictions").glob("*.png"))
     assert len(pictures) == 2
     with Image.open(pictures[0]) as picture:
         assert picture.width > 3 * 500
     assert Path("demo/unet.onnx").stat().st_size > 1_000_000
-    (run_folder,) = Path("demo/runs/demo").iterdir()
+    assert Path("demo/unet-int8.onnx").stat().st_size > 200_000
+    (run_folder,) = Path("demo/runs/demo").glob("*-float")
     assert (run_folder / "plots" / "curves.png").exists()
 
 

@@ -181,6 +181,33 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_teacher_gives_the_loss_its_scores_and_learns_nothing():
+    teacher = small_model().eval()
+    seen = []
+
+    class Watching(nn.Module):
+        def forward(self, scores: Tensor, targets: Tensor, taught: Tensor) -> Tensor:
+            seen.append(taught)
+            return (scores - taught).square().mean()
+
+    training = new_training()
+    events = fit(
+        training,
+        Blobs(),
+        FitSettings(epochs=2),
+        loss=Watching(),
+        prepare=nn.Identity(),
+        schedule=lambda step: 1.0,
+        teacher=teacher,
+    )
+    assert len(list(events)) == 4
+    first, _, _ = next(Blobs().epoch(0))
+    assert torch.equal(seen[0], teacher(first))
+    assert len(seen) == 8
+    assert not any(taught.requires_grad for taught in seen)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
 def test_nan_is_never_best():
     training = new_training()
     assert training.finish_epoch(1.0, {"a": math.nan}, "a") is False

@@ -91,6 +91,15 @@ def print_metrics(
         say(f"official scripts: mIoU {_percent(official['mIoU'])}")
 
 
+def print_accuracies(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """The steps' metrics as a table on stdout; the last column is a difference."""
+    cells = [
+        [step, *map(_percent, metrics), "-" if difference is None else f"{difference:+.2f}"]
+        for step, *metrics, difference in rows
+    ]
+    print_table("", columns, cells)
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 

@@ -19,6 +19,8 @@ from hatcli.config import load_config
 from hatcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from hatcli.export.fusion import Fusion
+    from hatcli.export.parity import Parity
     from hatcli.recipes.export import ExportResult
 
 CHECKPOINTS = (".pth", ".tar", ".pt")
@@ -78,15 +80,35 @@ def main(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file if it exists.")
     ] = False,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify",
+            metavar="FILE",
+            help="Write nothing: compare an integer .onnx with int_infer on this processor.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images that --verify compares.")] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's deployed model as ONNX, checked against onnxruntime.
 
+    A checkpoint of calibration, qat or int_infer becomes a model of integers, and every code of
+    its result is compared with int_infer.
+
     Example: hat export --ckpt best.pth
 
     Example: hat export unet --ckpt best.pth --dynamic batch --with-preprocess -o unet.onnx
+
+    Example: hat export --verify unet-int_infer.onnx --images 50
     """
     target, overrides = one_target(arguments, config)
+    if verify is not None:
+        if target is not None or ckpt is not None or weights is not None:
+            raise UsageError("--verify takes its file alone", "e.g. hat export --verify unet.onnx")
+        _verify(verify, images, overrides, as_json=as_json)
+        return
     if target is not None and target.endswith(CHECKPOINTS):
         if ckpt is not None:
             raise UsageError(f"two files to export: {target} and {ckpt}")
@@ -121,6 +143,45 @@ def main(
     _screen.next_command(f"hat eval {result.file}")
 
 
+def _verify(file: Path, images: int, overrides: list[str], *, as_json: bool) -> None:
+    if not file.is_file():
+        raise UsageError(f"--verify: no such file: {file}")
+    from hatcli.cli import _screen
+    from hatcli.recipes.export_integer import verify_file
+
+    result = _screen.follow(verify_file(file, count=images, overrides=overrides))
+    if as_json:
+        _screen.print_json(asdict(result))
+        return
+    vnni = {True: "int8 products don't saturate", False: "NO VNNI: int8 products may saturate"}
+    about = f" ({vnni[result.vnni]})" if result.vnni is not None else ""
+    _screen.say(f"{file}   on {result.processor}{about}")
+    for line in _integer_lines(result.parity, result.fusion):
+        _screen.say(line)
+
+
+def _integer_lines(parity: "Parity", fusion: "Fusion") -> list[str]:
+    equal = "equal" if parity.differing == 0 else f"{parity.differing} differ"
+    promise = "" if parity.promised else " (not promised: layers in float or of 16 bits)"
+    lines = [
+        f"  parity  {parity.values} codes of {parity.images} images: {equal} to int_infer{promise}"
+    ]
+    if parity.layers:
+        lines.append(f"          and every code of {parity.layers} tensors inside, on the first")
+    if parity.differing:
+        lines.append(
+            f"          by at most {parity.largest:g} codes, same class on "
+            f"{_percent(parity.same_class)}"
+        )
+    kernels = ", ".join(f"{n} {name}" for name, n in list(fusion.kernels.items())[:4])
+    lines.append(f"  onnxruntime runs it as {kernels}")
+    for layer in fusion.float_layers:
+        lines.append(
+            f"  in float: {layer.layer} ({layer.operator}): {layer.why}; to do: {layer.remedy}"
+        )
+    return lines
+
+
 def _lines(result: "ExportResult") -> list[str]:
     count = sum(result.nodes.values())
     frequent = ", ".join(f"{n} {name}" for name, n in list(result.nodes.items())[:4])
@@ -138,6 +199,8 @@ def _lines(result: "ExportResult") -> list[str]:
             f"{check.largest:.1e} ({check.relative:.1e} of the largest score, "
             f"{result.tolerance:.0e} allowed), same class on {_percent(check.same_class)}"
         )
+    if result.parity is not None and result.fusion is not None:
+        lines += _integer_lines(result.parity, result.fusion)
     return lines
 
 

@@ -1,12 +1,14 @@
-"""hat train: run one step of a config's training."""
+"""hat train: run one step of a config's journey, or all of them."""
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -19,9 +21,46 @@ from hatcli.cli._options import (
     one_target,
 )
 from hatcli.config import Config, load_config
-from hatcli.errors import StoppedBySignal, UsageError, did_you_mean
+from hatcli.errors import StoppedBySignal, UsageError
+from hatcli.events import Job
 
-STEPS = ("float", "calibration", "qat", "int_infer")
+if TYPE_CHECKING:
+    from hatcli.recipes.workbench import StepResult
+
+T = TypeVar("T")
+
+STEPS = ("float", "calibration", "qat", "int_infer", "all")
+NEEDED = {"qat": ("calibration", "qat"), "all": STEPS[:-1]}
+"""The steps whose configs a step needs, where it isn't its own alone."""
+
+NEXT = {
+    "float": ("calibration",),
+    "calibration": ("qat", "int_infer"),
+    "qat": ("int_infer",),
+    "int_infer": (),
+}
+OF_ALL_STEPS = ("data_rootdir", "model", "batch_transforms", "val", "deploy", "quantize", "seed")
+"""Settings that the next step has to be given too."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked for on the command line."""
+
+    step: str
+    target: str | None
+    overrides: list[str]
+    device: str
+    out: Path | None
+    ckpt: str | None
+    weights: Path | None
+    resume: bool
+    resume_from: Path | None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an older run goes on."""
+        return self.resume or self.resume_from is not None
 
 
 def main(
@@ -30,6 +69,14 @@ def main(
     step: Annotated[
         str, typer.Option("--step", metavar="|".join(STEPS), help="Which step of the journey.")
     ] = "float",
+    ckpt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Checkpoint that a step behind float starts from; the newest run's by default.",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Short for epochs=N.")] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", "-b", help="Short for train.batch_size=N.")
@@ -41,14 +88,15 @@ def main(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Short for seed=N.")] = None,
     amp: Annotated[
-        bool | None, typer.Option("--amp/--no-amp", help="bfloat16 autocast, or float32.")
+        bool | None,
+        typer.Option("--amp/--no-amp", help="bfloat16 autocast, or float32; float alone has it."),
     ] = None,
     device: Device = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where run folders go: runs.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest run of this config.")
+        bool, typer.Option("--resume", help="Go on with the newest run of this config and step.")
     ] = False,
     resume_from: Annotated[
         Path | None,
@@ -59,17 +107,29 @@ def main(
         bool, typer.Option("--val-only", help="Don't train; same as hat eval --ckpt.")
     ] = False,
     val_ckpt: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The checkpoint that --val-only scores.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The checkpoint that --val-only scores; the newest best one of the step.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model: float now; calibration, qat and int_infer are not built yet.
+    """Train a model in float, calibrate it, train it quantized, and score it as integers.
 
-    Checkpoints, logs and curves go to runs/NAME/TIME-STEP/.
+    Each step starts from the newest checkpoint of the step before it, or from --ckpt, and says
+    which. Settings such as epochs=2 are those of the step; with --step all they are those of
+    the config, and steps.qat.epochs=2 is for qat. Checkpoints, logs and curves go to
+    runs/NAME/TIME-STEP/.
 
     Example: hat train unet --step float optim.lr=0.02 epochs=100
+
+    Example: hat train unet --step qat
     """
-    _check_step(step)
+    from hatcli.recipes.steps import check_step
+
+    check_step(step)
     target, overrides = one_target(arguments, config)
     shortcuts = {
         "epochs": epochs,
@@ -82,97 +142,135 @@ def main(
     }
     overrides += [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
     if val_only or val_ckpt is not None:
-        _validate_only(target, overrides, val_ckpt, device, as_json=as_json)
+        _validate_only(step, target, overrides, val_ckpt, device, as_json=as_json)
         return
-    _train(
-        target,
-        overrides,
-        device,
-        out,
-        weights=weights,
-        resume=resume,
-        resume_from=resume_from,
-        as_json=as_json,
-    )
+    request = _Request(step, target, overrides, device, out, ckpt, weights, resume, resume_from)
+    _check_request(request)
+    results = _resume(request) if request.resumes else _start(request)
+    _show(results, request, as_json=as_json)
 
 
-def _train(
-    target: str | None,
-    overrides: list[str],
-    device: str,
-    out: Path | None,
-    *,
-    weights: Path | None,
-    resume: bool,
-    resume_from: Path | None,
-    as_json: bool,
-) -> None:
-    if weights is not None and (resume or resume_from is not None):
+def _check_request(request: _Request) -> None:
+    step, starts_anew = request.step, request.step in ("float", "all")
+    if request.weights is not None and request.resumes:
         raise UsageError("--weights starts a run and --resume goes on with one: give one of them")
-    if weights is not None and not weights.is_file():
-        raise UsageError(f"weights not found: {weights}")
-    from hatcli.recipes.check import check_config
-
-    chosen: Config | None = None
-    if target is not None:
-        chosen = load_config(target, overrides)
-        check_config(chosen)
-    elif resume_from is None:
-        raise UsageError("which config?", "name one, e.g. unet, or give --config FILE")
-    checkpoint = _checkpoint_to_resume(chosen, out, resume=resume, resume_from=resume_from)
-
-    from hatcli.cli import _screen
-    from hatcli.recipes import train
-
-    if checkpoint is not None:
-        chosen = train.config_to_resume(checkpoint, overrides)
-        check_config(chosen)
-    assert chosen is not None
-    job = train.train_float(
-        chosen,
-        device=device,
-        out=out,
-        weights=weights,
-        resume_from=checkpoint,
-        command=sys.argv[1:],
-    )
-    with _stop_by_exception():
-        result = _screen.follow(job)
-    if as_json:
-        _screen.print_json(
-            {
-                "run": result.run,
-                "step": result.step,
-                "best": result.best,
-                "last": result.last,
-                "metrics": result.metrics,
-            }
+    if request.ckpt is not None and request.resumes:
+        raise UsageError("--ckpt starts a run and --resume goes on with one: give one of them")
+    if request.ckpt is not None and request.weights is not None:
+        raise UsageError("two files to start from", "give --ckpt or --weights")
+    if request.ckpt is not None and starts_anew:
+        raise UsageError(
+            f"--step {step} starts a new float run, not from a checkpoint",
+            "go on with a run: --resume; start from plain weights: --weights FILE",
         )
+    if request.weights is not None and not request.weights.is_file():
+        raise UsageError(f"weights not found: {request.weights}")
+    if request.weights is not None and step == "int_infer":
+        raise UsageError(
+            "int_infer starts from a calibration or qat checkpoint, not from plain weights",
+            "run first: hat train TARGET --step calibration --weights FILE",
+        )
+    if request.resume and step not in ("float", "qat"):
+        raise UsageError(f"--step {step} can't be resumed", "run it again without --resume")
+    if request.target is None and request.resume_from is None:
+        raise UsageError("which config?", "name one, e.g. unet, or give --config FILE")
+
+
+def _start(request: _Request) -> "list[StepResult]":
+    """A new run, or several."""
+    from hatcli.recipes.runs import RUNS
+    from hatcli.recipes.steps import find_predecessor
+
+    step, target = request.step, request.target
+    assert target is not None
+    configs = _configs(request)
+    file, found = request.weights, None
+    if file is None and step not in ("float", "all"):
+        file, found = find_predecessor(
+            configs[step].name, step, target=target, ckpt=request.ckpt, root=request.out or RUNS
+        )
+    from hatcli.cli import _screen
+    from hatcli.recipes.journey import Journey, take_all_steps, take_step
+    from hatcli.recipes.train import train_float
+
+    if found:
+        _screen.err.print(found, markup=False)
+    command = sys.argv[1:]
+    journey = Journey(configs, target, request.device, request.out, command)
+    if step == "all":
+        return _follow(take_all_steps(journey, weights=file))
+    if step == "float":
+        job = train_float(
+            configs[step], device=request.device, out=request.out, weights=file, command=command
+        )
+        return [_follow(job)]
+    assert file is not None
+    return _follow(
+        take_step(
+            journey,
+            step,
+            file,
+            is_weights=request.weights is not None,
+            was_looked_for=found is not None and request.ckpt is None,
+        )
+    )
+
+
+def _configs(request: _Request) -> dict[str, Config]:
+    """The checked config of each step that is needed."""
+    from hatcli.recipes.check import check_config
+    from hatcli.recipes.steps import config_of_step
+
+    assert request.target is not None
+    step, overrides = request.step, request.overrides
+    if step in ("float", "all"):  # there is no other step that the settings could be for
+        base = load_config(request.target, overrides)
+        overrides = []
     else:
-        _screen.print_metrics(result.metrics)
-        _screen.say(f"best checkpoint: {result.best}")
-    _screen.next_command(f"hat eval --ckpt {result.best}", f"hat export --ckpt {result.best}")
+        base = load_config(request.target)
+    check_config(base)
+    configs = {}
+    for name in NEEDED.get(step, (step,)):
+        configs[name] = config_of_step(base, name, overrides)
+        check_config(configs[name])
+    return configs
 
 
-def _check_step(step: str) -> None:
-    if step not in STEPS:
-        raise UsageError(f"step {step!r} unknown", did_you_mean(step, STEPS))
-    if step != "float":
-        raise UsageError(f"step {step} is not built yet", "only --step float is, so far")
+def _resume(request: _Request) -> "list[StepResult]":
+    """Go on with a run of float or qat."""
+    checkpoint = _checkpoint_to_resume(request)
+    from hatcli.recipes.check import check_config
+    from hatcli.recipes.qat import train_qat
+    from hatcli.recipes.train import run_to_resume, train_float
+
+    config, step = run_to_resume(checkpoint, request.overrides)
+    if request.step not in ("float", step):
+        raise UsageError(f"{checkpoint}: is of step {step}, not {request.step}")
+    check_config(config)
+    if step == "qat":
+        job = train_qat(config, None, device=request.device, resume_from=checkpoint)
+    else:
+        job = train_float(config, device=request.device, resume_from=checkpoint)
+    return [_follow(job)]
 
 
-def _checkpoint_to_resume(
-    config: Config | None, out: Path | None, *, resume: bool, resume_from: Path | None
-) -> Path | None:
+def _checkpoint_to_resume(request: _Request) -> Path:
+    from hatcli.recipes.check import check_config
     from hatcli.recipes.runs import RUNS, newest_run
 
-    if resume_from is not None:
-        return resume_from if resume_from.is_file() else _last_in(resume_from)
-    if not resume or config is None:
-        return None
-    run = newest_run(config.name, "float", out or RUNS)
+    name = None
+    if request.target is not None:
+        config = load_config(request.target, request.overrides)
+        check_config(config)
+        name = config.name
+    if request.resume_from is not None:
+        path = request.resume_from
+        return path if path.is_file() else _last_in(path)
+    root = request.out or RUNS
+    run = newest_run(name, request.step, root)
     if run is None:
-        raise UsageError(f"no run of {config.name} in {out or RUNS}/ to go on with")
+        step = "" if request.step == "float" else f"{request.step} "
+        raise UsageError(f"no {step}run of {name} in {root}/ to go on with")
     return _last_in(run)
 
 
@@ -183,14 +281,48 @@ def _last_in(run: Path) -> Path:
     return found[-1]
 
 
+def _show(results: "list[StepResult]", request: _Request, *, as_json: bool) -> None:
+    from hatcli.cli import _screen
+    from hatcli.recipes.steps import accuracy_table
+
+    last = results[-1]
+    if as_json:
+        documents: list[dict[str, Any]] = [asdict(result) for result in results]
+        _screen.print_json(documents[-1] | ({"runs": documents} if len(documents) > 1 else {}))
+    else:
+        _screen.print_metrics(last.metrics)
+        if len(last.steps) > 1:
+            _screen.print_accuracies(*accuracy_table(last.steps, last.best_by))
+        _screen.say(f"best checkpoint: {last.best}")
+    kept = [word for word in request.overrides if word.split("=")[0].split(".")[0] in OF_ALL_STEPS]
+    target = request.target or last.run.parent.name
+    words = [target, *kept, *(["--out", str(request.out)] if request.out else [])]
+    steps = [f"hat train {shlex.join(words)} --step {step}" for step in NEXT[last.step]]
+    _screen.next_command(*steps, f"hat eval --ckpt {last.best}", f"hat export --ckpt {last.best}")
+
+
+def _follow(job: Job[T]) -> T:
+    from hatcli.cli import _screen
+
+    with _stop_by_exception():
+        return _screen.follow(job)
+
+
 def _validate_only(
-    target: str | None, overrides: list[str], ckpt: str | None, device: str, *, as_json: bool
+    step: str,
+    target: str | None,
+    overrides: list[str],
+    ckpt: str | None,
+    device: str,
+    *,
+    as_json: bool,
 ) -> None:
-    if ckpt is None:
-        raise UsageError("--val-only needs a checkpoint", "give --val-ckpt FILE")
+    if ckpt is None and step == "all":
+        raise UsageError("--val-only scores one checkpoint", "give --val-ckpt FILE or one --step")
     from hatcli.cli import eval as eval_command
     from hatcli.cli._screen import err
 
+    ckpt = ckpt or f"{step}-checkpoint-best.pth.tar"
     words = [*([target] if target else []), *overrides]
     err.print(f"same as: hat eval {' '.join(words)} --ckpt {ckpt}", markup=False)
     eval_command.run_eval(words, None, ckpt=ckpt, device=device, as_json=as_json)

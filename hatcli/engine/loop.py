@@ -145,6 +145,7 @@ def fit(
     schedule: Callable[[int], float],
     validate: Validate | None = None,
     best_by: str = "",
+    teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Event]:
     """Train until ``settings.epochs`` are finished; change ``training`` in place.
 
@@ -155,6 +156,7 @@ def fit(
         schedule: steps done to a factor of each group's base learning rate.
         validate: scores a model.
         best_by: metric by which an epoch is best, higher is better.
+        teacher: gives its scores of the same input to the loss, as a third argument.
 
     Yields:
         StepDone, EpochDone after each epoch, and what ``validate`` yields.
@@ -162,7 +164,8 @@ def fit(
     Raises:
         HatError: the loss or the gradient is not finite; the samples are named.
     """
-    step, steps = _step_function(training, settings, loss, prepare), len(batches)
+    step = _step_function(training, settings, loss, prepare, teacher)
+    steps = len(batches)
     while training.epoch < settings.epochs:
         epoch, started = training.epoch, time.perf_counter()
         torch.manual_seed(settings.seed * 1_000_003 + epoch)
@@ -229,7 +232,11 @@ Step = Callable[[Tensor, Tensor, list[str], float], Tensor]
 
 
 def _step_function(
-    training: Training, settings: FitSettings, loss: nn.Module, prepare: nn.Module
+    training: Training,
+    settings: FitSettings,
+    loss: nn.Module,
+    prepare: nn.Module,
+    teacher: Callable[[Tensor], Tensor] | None,
 ) -> Step:
     """One optimiser step as a function of a batch; all that stays the same is looked up once."""
     model, optimizer, ema = training.model, training.optimizer, training.ema
@@ -244,7 +251,8 @@ def _step_function(
         inputs = prepare(images.to(device, non_blocking=True))
         with autocast(device, settings.dtype):
             scores = model(inputs)
-        value = loss(scores, targets.to(device, non_blocking=True))
+            taught = () if teacher is None else (_scores_of(teacher, inputs),)
+        value = loss(scores, targets.to(device, non_blocking=True), *taught)
         value.backward()
         if settings.clip_grad_norm is not None:
             _clip(parameters, settings.clip_grad_norm, names)
@@ -255,6 +263,11 @@ def _step_function(
         return value.detach()
 
     return step
+
+
+@torch.no_grad()
+def _scores_of(teacher: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    return teacher(inputs)
 
 
 def _clip(parameters: list[nn.Parameter], largest: float, names: Sequence[str]) -> None:

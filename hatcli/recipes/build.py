@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from hatcli.config import Config, from_values
 from hatcli.data.datasets import DATASETS
@@ -17,6 +18,10 @@ from hatcli.errors import ConfigError
 from hatcli.losses import LOSSES
 from hatcli.metrics import METRICS
 from hatcli.models import MODELS
+from hatcli.quantize.integer_graph import from_data
+from hatcli.quantize.prepare import prepare
+from hatcli.quantize.quantizers import set_mode
+from hatcli.quantize.spec import read_spec
 from hatcli.recipes.check import import_user_modules
 
 
@@ -38,14 +43,37 @@ def deployed(model: nn.Module, config: Config) -> nn.Module:
 
 
 def model_from_checkpoint(checkpoint: dict[str, Any]) -> tuple[Config, nn.Module]:
-    """The deployed model of a checkpoint, in evaluation mode, and its config."""
+    """The deployed model of a checkpoint of any step, in evaluation mode, and its config.
+
+    A float checkpoint gives the network; one of calibration or qat the graph that fake-quantizes;
+    one of int_infer the graph of integers. Each maps float32 images (N, 3, H, W) to raw scores.
+    """
     saved = checkpoint["config"]
     config = from_values(saved["name"], saved["values"], where="the checkpoint's config")
     import_user_modules(config)
+    step = checkpoint["step"]
+    if step == "int_infer":
+        return config, from_data(checkpoint["integer_graph"])
     model = build_model(config)
+    if step != "float":
+        model = prepare_deployed(model, config, batch_norm=checkpoint["batch_norm"])
     weights = checkpoint["ema_state_dict"] or checkpoint["state_dict"]
     load_weights(model, weights, "checkpoint")
+    if step != "float":
+        set_mode(model, "quantize")
+        return config, model.eval()
     return config, deployed(model, config).eval()
+
+
+def prepare_deployed(model: nn.Module, config: Config, *, batch_norm: str) -> GraphModule:
+    """The graph of the part of a network that is deployed, with quantizers, as a copy.
+
+    Args:
+        batch_norm: "folded" into the layers before it, or "kept".
+    """
+    spec = read_spec(config["quantize"])
+    network = deployed(model, config).eval()
+    return prepare(network, spec, fold_batch_norm=batch_norm == "folded")
 
 
 def open_checkpoint(file: Path, weights_of: Config | None = None) -> dict[str, Any]:
@@ -68,6 +96,7 @@ def open_checkpoint(file: Path, weights_of: Config | None = None) -> dict[str, A
         "config": {"name": config.name, "values": dict(config.values)},
         "classes": [],
         "metrics": {},
+        "lineage": [],
         "state_dict": model.state_dict(),
         "ema_state_dict": None,
     }

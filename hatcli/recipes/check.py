@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hatcli.config import KEYS, Config, from_values
+from hatcli.config import Config
 from hatcli.data.datasets import DATASETS
 from hatcli.data.transforms import BATCH_TRANSFORMS, MIXES, TRANSFORMS
 from hatcli.engine import OPTIMIZERS, SCHEDULES
@@ -15,6 +15,8 @@ from hatcli.errors import ConfigError, did_you_mean
 from hatcli.losses import LOSSES
 from hatcli.metrics import METRICS
 from hatcli.models import MODELS
+from hatcli.quantize.spec import read_spec
+from hatcli.recipes.steps import WITH_SETTINGS, config_of_step
 from hatcli.registry import Registry, fits
 
 PLUGINS = "hatcli.plugins"
@@ -59,6 +61,20 @@ def check_config(config: Config) -> None:
         ConfigError: with the place in the config and the nearest name.
     """
     import_user_modules(config)
+    _check_values(config)
+    read_spec(config["quantize"])
+    for step in config["steps"]:
+        if step not in WITH_SETTINGS:
+            raise ConfigError(f"steps: no step {step!r}", did_you_mean(step, WITH_SETTINGS))
+    for step in WITH_SETTINGS:
+        merged = config_of_step(config, step)
+        try:
+            _check_values(merged)
+        except ConfigError as error:
+            raise ConfigError(f"steps.{step}: {error.message}", error.hint) from error
+
+
+def _check_values(config: Config) -> None:
     if config["task"] not in ("segmentation", "classification"):
         raise ConfigError(
             f"task: unknown {config['task']!r}", "choose segmentation or classification"
@@ -71,7 +87,6 @@ def check_config(config: Config) -> None:
         value = _look_up(config, path)
         if value is not None and value < 1:
             raise ConfigError(f"{path}: must be at least 1, got {value}")
-    _check_steps(config)
 
 
 def import_user_modules(config: Config) -> None:
@@ -139,18 +154,6 @@ def _check_settings(key: str, node: Mapping[str, Any], settings: Mapping[str, st
             raise ConfigError(f"{key}: no setting {name!r}", did_you_mean(name, settings))
         if not fits(value, settings[name]):
             raise ConfigError(f"{key}.{name}: must be {settings[name]}, got {value!r}")
-
-
-def _check_steps(config: Config) -> None:
-    for step, changes in config["steps"].items():
-        if step not in ("calibration", "qat"):
-            raise ConfigError(
-                f"steps: no step {step!r}", did_you_mean(step, ("calibration", "qat"))
-            )
-        for key in changes:
-            if key not in KEYS:
-                raise ConfigError(f"steps.{step}: unknown name {key!r}", did_you_mean(key, KEYS))
-        from_values(config.name, {**config.values, **changes}, where=f"steps.{step}")
 
 
 def _look_up(config: Config, path: str) -> Any:

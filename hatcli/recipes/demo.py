@@ -26,8 +26,11 @@ from hatcli.recipes.build import (
 from hatcli.recipes.check import check_config
 from hatcli.recipes.evaluate import EvalResult, evaluate_file
 from hatcli.recipes.export import ExportResult, ExportSettings, export_checkpoint
+from hatcli.recipes.journey import Journey, take_all_steps
 from hatcli.recipes.pack import pack
-from hatcli.recipes.train import TrainResult, train_float
+from hatcli.recipes.runs import STEPS
+from hatcli.recipes.steps import config_of_step
+from hatcli.recipes.workbench import StepResult
 from hatcli.report.pictures import side_by_side, write_png
 
 MARK = "made-by-hat-demo"
@@ -39,21 +42,31 @@ class DemoResult:
     """What the demo left behind.
 
     Attributes:
+        steps: float, calibration, qat, int_infer.
+        models: of the float and of the integer model, each exported and scored.
         pictures: folder of predictions beside images and labels.
-        curves: loss and metrics over the epochs.
+        curves: loss and metrics over the float epochs.
     """
 
     folder: Path
-    trained: TrainResult
-    exported: ExportResult
-    checkpoint_scores: EvalResult
-    onnx_scores: EvalResult
+    steps: list[StepResult]
+    models: dict[str, "DemoModel"]
     pictures: Path
     curves: Path
 
 
+@dataclass(frozen=True)
+class DemoModel:
+    """A checkpoint and the ONNX file made of it, both scored."""
+
+    checkpoint: Path
+    exported: ExportResult
+    checkpoint_scores: EvalResult
+    onnx_scores: EvalResult
+
+
 def demo(folder: Path, *, overrides: list[str], train: int = 160, val: int = 24) -> Job[DemoResult]:
-    """Draw, pack, train, score, export, score the export, and show predictions.
+    """Draw, pack, take all steps, export and score float and integers, and show predictions.
 
     Args:
         folder: everything goes here; an earlier demo in it is replaced.
@@ -72,19 +85,26 @@ def demo(folder: Path, *, overrides: list[str], train: int = 160, val: int = 24)
     for split in ("train", "val"):
         yield Note(f"$ hat pack cityscapes --src {scenes} --split {split}")
         yield from pack("cityscapes", scenes, None, split, num_workers=0)
-    yield Note("$ hat train demo --step float")
-    trained = yield from train_float(config, out=folder / "runs", command=["demo"])
-    yield Note(f"$ hat eval --ckpt {trained.best}")
-    scores = yield from evaluate_file(trained.best)
-    yield Note(f"$ hat export --ckpt {trained.best}")
-    onnx_file = folder / "unet.onnx"
-    exported = yield from export_checkpoint(trained.best, ExportSettings(path=onnx_file))
+    configs = {step: config_of_step(config, step) for step in STEPS}
+    journey = Journey(configs, "demo", out=folder / "runs", command=["demo"])
+    steps = yield from take_all_steps(journey)
+    models = {}
+    for result, file in ((steps[0], "unet.onnx"), (steps[-1], "unet-int8.onnx")):
+        models[result.step] = yield from _export(result.best, folder / file)
+    pictures = folder / "predictions"
+    yield from _draw_predictions(config, steps[-1].best, pictures)
+    curves = steps[0].run / "plots" / "curves.png"
+    return DemoResult(folder, steps, models, pictures, curves)
+
+
+def _export(checkpoint: Path, onnx_file: Path) -> Job[DemoModel]:
+    yield Note(f"$ hat eval --ckpt {checkpoint}")
+    scores = yield from evaluate_file(checkpoint)
+    yield Note(f"$ hat export --ckpt {checkpoint} -o {onnx_file}")
+    exported = yield from export_checkpoint(checkpoint, ExportSettings(path=onnx_file))
     yield Note(f"$ hat eval {onnx_file}")
     onnx_scores = yield from evaluate_file(onnx_file)
-    pictures = folder / "predictions"
-    yield from _draw_predictions(config, trained.best, pictures)
-    curves = trained.run / "plots" / "curves.png"
-    return DemoResult(folder, trained, exported, scores, onnx_scores, pictures, curves)
+    return DemoModel(checkpoint, exported, scores, onnx_scores)
 
 
 def _make_room(folder: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,19 @@ from hatcli.data.classes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from hatcli.errors import CheckpointError, UsageError
 from hatcli.events import Job, Note
 from hatcli.export.check import TOLERANCE, Comparison, check_onnx, program_values, random_images
+from hatcli.export.fusion import Fusion
 from hatcli.export.metadata import append_metadata
 from hatcli.export.onnx import OPSET, Deployed, Dynamic, export_onnx, second_shape
+from hatcli.export.parity import Parity
 from hatcli.export.publish import unpublished
-from hatcli.recipes.build import build_batch_transforms, model_from_checkpoint, open_checkpoint
+from hatcli.recipes.build import (
+    build_batch_transforms,
+    build_model,
+    model_from_checkpoint,
+    open_checkpoint,
+)
 from hatcli.recipes.check import check_config
+from hatcli.recipes.export_integer import Images, integer_graph, parity_entry, write_integer
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class ExportResult:
         checks: comparisons with torch, one a batch of images.
         metrics: those of the checkpoint.
         seconds: for the export and the check.
+        parity: of an integer model: its codes beside those of int_infer.
+        fusion: of an integer model: what onnxruntime makes of it.
     """
 
     file: Path
@@ -79,6 +88,8 @@ class ExportResult:
     tolerance: float
     metrics: dict[str, float]
     seconds: float
+    parity: Parity | None = None
+    fusion: Fusion | None = None
 
 
 def export_checkpoint(
@@ -89,7 +100,10 @@ def export_checkpoint(
     is_weights: bool = False,
     overrides: list[str] | None = None,
 ) -> Job[ExportResult]:
-    """Export the deployed model of a checkpoint, and compare the file with torch.
+    """Export the deployed model of a checkpoint, and compare the file with what it came from.
+
+    A float model is compared with torch, within a tolerance. One of calibration, qat or int_infer
+    becomes a model of integers, and is compared with int_infer, code by code.
 
     Args:
         config: whose deploy settings to use; by default the checkpoint's own.
@@ -98,56 +112,126 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: ``config`` describes another model than the checkpoint's.
-        CheckFailed: onnxruntime and torch differ; no file is left.
+        CheckFailed: onnxruntime differs; no file is left.
         HatError: the model can't be exported like this, or the file not be written.
     """
     started = time.perf_counter()
     opened = open_checkpoint(file, config if is_weights else None)
     checkpoint = _with_config(opened, config, overrides or [], file)
     config, model = model_from_checkpoint(checkpoint)
-    prepare = build_batch_transforms(config).eval()
-    deployed = _deployed(config, settings, model, prepare)
-    size_divisor = int(getattr(model, "size_divisor", 1))
-    shape = _shape(config, settings)
-    path = settings.path or _default_path(config, checkpoint["step"])
-    with unpublished(path, overwrite=settings.overwrite) as temporary:
-        yield Note(f"exporting {file} as {path}")
-        exported = export_onnx(
-            deployed,
-            shape,
-            dynamic=settings.dynamic,
-            size_divisor=size_divisor,
-            opset=settings.opset,
-            metadata=_metadata(checkpoint, config, deployed, size_divisor),
-        )
-        temporary.write_bytes(exported.model.SerializeToString())
-        yield Note(f"comparing it with torch in onnxruntime {onnxruntime.__version__}")
-        checks = check_onnx(
-            temporary,
-            deployed.scores,
-            _batches(
-                [shape, second_shape(shape, settings.dynamic, size_divisor)], deployed, prepare
-            ),
-            tolerance=settings.tolerance,
-            values=program_values(exported.program),
-            name=str(path),
-        )
-        append_metadata(temporary, {"hat.check": _check_entry(checks, settings.tolerance)})
+    request = _Request(
+        checkpoint,
+        config,
+        model,
+        settings,
+        _shape(config, settings),
+        int(getattr(build_model(config), "size_divisor", 1)),
+        settings.path or _default_path(config, checkpoint["step"]),
+    )
+    write = _write_float if checkpoint["step"] == "float" else _write_integer
+    with unpublished(request.path, overwrite=settings.overwrite) as temporary:
+        yield Note(f"exporting {file} as {request.path}")
+        written = yield from write(request, temporary)
+    graph = written.model.graph
     return ExportResult(
-        path,
-        path.stat().st_size,
+        request.path,
+        request.path.stat().st_size,
         checkpoint["step"],
-        settings.opset,
-        dict(Counter(node.op_type for node in exported.model.graph.node).most_common()),
-        _described(exported.model.graph.input[0]),
-        _described(exported.model.graph.output[0]),
+        next(entry.version for entry in written.model.opset_import if entry.domain == ""),
+        dict(Counter(node.op_type for node in graph.node).most_common()),
+        _described(graph.input[0]),
+        _described(graph.output[0]),
         tuple(node["type"] for node in config["batch_transforms"]),
         settings.with_preprocess,
-        tuple(checks),
+        written.checks,
         settings.tolerance,
         checkpoint["metrics"] or {},
         time.perf_counter() - started,
+        written.parity,
+        written.fusion,
     )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is written, and how."""
+
+    checkpoint: dict[str, Any]
+    config: Config
+    model: nn.Module
+    settings: ExportSettings
+    shape: tuple[int, ...]
+    size_divisor: int
+    path: Path
+
+    @property
+    def argmax(self) -> bool:
+        """Whether the file gives labels."""
+        if self.settings.argmax is None:
+            return bool(self.config["deploy"].get("argmax", False))
+        return self.settings.argmax
+
+    def metadata(self) -> dict[str, str]:
+        """Everything that the user of the file may ask."""
+        return _metadata(self)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A file under its temporary name, and what its check found."""
+
+    model: onnx.ModelProto
+    checks: tuple[Comparison, ...] = ()
+    parity: Parity | None = None
+    fusion: Fusion | None = None
+
+
+def _write_float(request: _Request, temporary: Path) -> Job[_Written]:
+    """Write the float model, and compare it with torch."""
+    settings = request.settings
+    prepare = build_batch_transforms(request.config).eval()
+    inside = prepare if settings.with_preprocess else None
+    deployed = Deployed(request.model, inside, argmax=request.argmax)
+    exported = export_onnx(
+        deployed,
+        request.shape,
+        dynamic=settings.dynamic,
+        size_divisor=request.size_divisor,
+        opset=settings.opset,
+        metadata=request.metadata(),
+    )
+    temporary.write_bytes(exported.model.SerializeToString())
+    yield Note(f"comparing it with torch in onnxruntime {onnxruntime.__version__}")
+    shapes = [request.shape, second_shape(request.shape, settings.dynamic, request.size_divisor)]
+    checks = check_onnx(
+        temporary,
+        deployed.scores,
+        _batches(shapes, deployed, prepare),
+        tolerance=settings.tolerance,
+        values=program_values(exported.program),
+        name=str(request.path),
+    )
+    append_metadata(temporary, {"hat.check": _check_entry(checks, settings.tolerance)})
+    return _Written(exported.model, tuple(checks))
+
+
+def _write_integer(request: _Request, temporary: Path) -> Job[_Written]:
+    """Write the integer model, and compare it with int_infer."""
+    settings = request.settings
+    prepare = build_batch_transforms(request.config).eval() if settings.with_preprocess else None
+    model, parity, fusion = yield from write_integer(
+        temporary,
+        integer_graph(request.checkpoint, request.model),
+        Images(request.shape, dynamic=settings.dynamic, size_divisor=request.size_divisor),
+        request.config,
+        prepare=prepare,
+        argmax=request.argmax,
+        opset=settings.opset,
+        metadata=request.metadata(),
+        name=str(request.path),
+    )
+    append_metadata(temporary, {"hat.parity": parity_entry(parity, fusion)})
+    return _Written(model, (), parity, fusion)
 
 
 def _with_config(
@@ -170,15 +254,6 @@ def _with_config(
     return {**checkpoint, "config": {"name": chosen.name, "values": dict(chosen.values)}}
 
 
-def _deployed(
-    config: Config, settings: ExportSettings, model: nn.Module, prepare: nn.Module
-) -> Deployed:
-    argmax = settings.argmax
-    if argmax is None:
-        argmax = bool(config["deploy"].get("argmax", False))
-    return Deployed(model, prepare if settings.with_preprocess else None, argmax=argmax)
-
-
 def _shape(config: Config, settings: ExportSettings) -> tuple[int, ...]:
     shape = settings.shape or config["deploy"].get("shape")
     if not shape:
@@ -199,10 +274,9 @@ def _batches(shapes: list[tuple[int, ...]], deployed: Deployed, prepare: nn.Modu
         return [prepare(batch) for batch in images]
 
 
-def _metadata(
-    checkpoint: Mapping[str, Any], config: Config, deployed: Deployed, size_divisor: int
-) -> dict[str, str]:
-    """Everything that the user of a file may ask; numbers, lists and truth values are JSON."""
+def _metadata(request: _Request) -> dict[str, str]:
+    """Numbers, lists and truth values are JSON."""
+    checkpoint, config = request.checkpoint, request.config
     classes = list(checkpoint["classes"] or [])
     is_cityscapes = tuple(classes) == CITYSCAPES_CLASSES
     metrics = checkpoint["metrics"] or {}
@@ -213,10 +287,10 @@ def _metadata(
         "hat.metrics": {name: v if math.isfinite(v) else None for name, v in metrics.items()},
         "hat.classes": classes,
         "hat.palette": CITYSCAPES_PALETTE if is_cityscapes else [],
-        "hat.preprocess": deployed.preprocess is not None,
-        "hat.argmax": deployed.argmax,
+        "hat.preprocess": request.settings.with_preprocess,
+        "hat.argmax": request.argmax,
         "hat.color_order": "RGB",
-        "hat.size_divisor": size_divisor,
+        "hat.size_divisor": request.size_divisor,
         "hat.version": __version__,
         "hat.trained_with": checkpoint["hat_version"],
     }

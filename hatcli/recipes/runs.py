@@ -21,6 +21,7 @@ from hatcli.events import EpochDone, Event, Progress
 
 RUNS = Path("runs")
 STEPS = ("float", "calibration", "qat", "int_infer")
+ONE_CHECKPOINT = ("calibration", "int_infer")  # these train nothing: their best is their last
 SUFFIX = ".pth.tar"
 
 
@@ -63,7 +64,11 @@ class RunFolder:
 
     def checkpoint_path(self, step: str, which: str) -> Path:
         """Path of the "best" or "last" checkpoint of a step."""
-        return self.path / f"{step}-checkpoint-{which}{SUFFIX}"
+        return checkpoint_in(self.path, step, which)
+
+    def record_start(self, metrics: Mapping[str, float]) -> None:
+        """Add what a training starts with as epoch 0 to metrics.jsonl and results.csv."""
+        self._append({"epoch": 0, **_validation_columns(metrics)})
 
     def record(self, event: Event) -> None:
         """Add an event to train.log, and an epoch to metrics.jsonl and results.csv."""
@@ -90,11 +95,14 @@ class RunFolder:
         row = {
             "epoch": event.epoch,
             **{f"train/{name}": value for name, value in event.train.items()},
-            **{f"val/{name}": _json_number(value) for name, value in event.val.items()},
+            **_validation_columns(event.val),
             "lr": event.lr,
             "images_per_s": round(event.images_per_s, 3),
             "seconds": round(event.seconds, 3),
         }
+        self._append(row)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         write_table(self.path)
@@ -131,16 +139,30 @@ def newest_run(name: str | None = None, step: str | None = None, root: Path = RU
         for run in parent.glob("*")
         if any(run.glob(pattern))
     ]
-    return max(runs, key=lambda run: (run.name[:17], run.stat().st_mtime_ns), default=None)
+    return max(runs, key=run_time, default=None)
 
 
-def find_checkpoint(text: str, name: str | None = None) -> tuple[Path, str | None]:
+def run_time(run: Path) -> tuple[str, int]:
+    """When a run was started, to compare with others: by its name; its config's within a second."""
+    config = run / "config.py"
+    return run.name[:17], (config if config.exists() else run).stat().st_mtime_ns
+
+
+def checkpoint_in(run: Path, step: str, which: str = "best") -> Path:
+    """Path of the "best" or "last" checkpoint of a step in a run folder."""
+    return run / f"{step}-checkpoint-{which}{SUFFIX}"
+
+
+def find_checkpoint(
+    text: str, name: str | None = None, root: Path = RUNS
+) -> tuple[Path, str | None]:
     """The checkpoint that --ckpt means.
 
     Args:
         text: a path; or best.pth, last.pth or float-checkpoint-best.pth.tar, which mean that of
             the newest run when no such file exists.
         name: only runs of this config.
+        root: folder that holds the run folders.
 
     Returns:
         The path, and the line that says which run it is from, if it had to be looked for.
@@ -156,14 +178,16 @@ def find_checkpoint(text: str, name: str | None = None) -> tuple[Path, str | Non
     step = stem.removesuffix(which).removesuffix("-checkpoint-") or None
     if which not in ("best", "last") or (step is not None and step not in STEPS):
         return path, None
-    run = newest_run(name, step)
+    run = newest_run(name, step, root)
     if run is None:
         of = f" of {name}" if name else ""
         raise UsageError(
-            f"no {path.name} here, and no run{of} in {RUNS}/ has one",
+            f"no {path.name} here, and no run{of} in {root}/ has one",
             f"train one: hat train {name or 'unet'} --step {step or 'float'}",
         )
     found = max(run.glob(f"{step or '*'}-checkpoint-{which}{SUFFIX}"), default=None, key=_age)
+    if found is None and which == "last":  # calibration and int_infer have one checkpoint only
+        found = next((f for s in ONE_CHECKPOINT if (f := checkpoint_in(run, s)).exists()), None)
     if found is None:
         raise UsageError(f"{run}: has no {which} checkpoint")
     return found, f"checkpoint: {found} (of the newest run)"
@@ -187,6 +211,10 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A JSON file; NaN, which JSON has not, becomes null."""
     path.write_text(json.dumps(_json_value(document), indent=2) + "\n", encoding="utf-8")
+
+
+def _validation_columns(metrics: Mapping[str, float]) -> dict[str, Any]:
+    return {f"val/{name}": _json_number(value) for name, value in metrics.items()}
 
 
 def _json_value(value: Any) -> Any:

@@ -1,54 +1,66 @@
-"""hat train: a step of the journey from a config to a checkpoint."""
+"""hat train: a training, of the float model or of a quantized one, from a start to a checkpoint."""
 
 import math
-import shlex
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hatcli import __version__
 from hatcli.config import Config, from_values
-from hatcli.data.loader import Loader, SampleSource
+from hatcli.data.loader import SampleSource
 from hatcli.engine import OPTIMIZERS, SCHEDULES
 from hatcli.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from hatcli.engine.device import pick_device, pick_dtype
 from hatcli.engine.ema import Ema
-from hatcli.engine.loop import FitSettings, Metric, Training, Validate, evaluate, fit
+from hatcli.engine.loop import FitSettings, Training, Validate, fit
 from hatcli.engine.weights import fingerprint, load_foreign_weights
-from hatcli.errors import CheckpointError, ConfigError, StoppedBySignal, UsageError
+from hatcli.errors import CheckpointError, StoppedBySignal, UsageError
 from hatcli.events import EpochDone, Event, Job, Note, Warned, headline
-from hatcli.recipes.build import (
-    build_batch_transforms,
-    build_dataset,
-    build_loader,
-    build_loss,
-    build_metric,
-    build_model,
-    deployed,
+from hatcli.recipes.build import build_loader, build_loss, build_model, deployed
+from hatcli.recipes.runs import RunFolder, read_metrics
+from hatcli.recipes.workbench import (
+    StepResult,
+    Workbench,
+    announcement,
+    base_content,
+    finish_step,
+    new_run,
+    open_training_set,
+    open_workbench,
+    recorded,
 )
-from hatcli.recipes.runs import RunFolder, environment, read_metrics, write_json
 from hatcli.report.curves import write_curves
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """What a training run left behind.
+class Start:
+    """What a training starts from.
 
     Attributes:
-        metrics: of the best epoch, in percent.
-        best: checkpoint of the best epoch; the last one where nothing was validated.
+        loss: raw scores and targets, and the teacher's scores if there is one, to a scalar.
+        view: from the trained model to the one that is deployed and scored.
+        dtype: the number format of the model's computations.
+        teacher: a model on the device whose scores the loss takes as well.
+        is_a_candidate: whether the model is worth keeping before its first epoch.
+        lineage: of the steps before this one.
+        content: what a checkpoint holds beside the usual.
+        notes: what a reader of the log should know first.
     """
 
-    run: Path
     step: str
-    metrics: dict[str, float]
-    best: Path
-    last: Path
+    training: Training
+    loss: nn.Module
+    view: Callable[[nn.Module], nn.Module]
+    dtype: torch.dtype = torch.float32
+    teacher: Callable[[Tensor], Tensor] | None = None
+    is_a_candidate: bool = False
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+    content: Callable[[], dict[str, Any]] = dict
+    notes: tuple[Event, ...] = ()
 
 
 def train_float(
@@ -59,7 +71,7 @@ def train_float(
     weights: Path | None = None,
     resume_from: Path | None = None,
     command: list[str] | None = None,
-) -> Job[TrainResult]:
+) -> Job[StepResult]:
     """Train the float model of a config and return where its checkpoints are.
 
     Args:
@@ -71,66 +83,84 @@ def train_float(
         command: the words of the command line, for args.txt.
     """
     place = pick_device(device)
-    dtype = pick_dtype(config["fit"].get("precision", "auto"), place)
-    train_set, val_set = build_dataset(config, "train"), build_dataset(config, "val")
+    train_set = open_training_set(config)
+    bench = open_workbench(config, place)
+    model = build_model(config)
+    notes = []
+    if weights is not None:
+        load_foreign_weights(model, weights)
+        notes.append(Note(f"weights: {weights} (SHA-256 {fingerprint(weights)}...)"))
+    start = Start(
+        "float",
+        new_training(config, model, place),
+        build_loss(config, train_set).to(place),
+        view=lambda trained: deployed(trained, config),
+        dtype=pick_dtype(config["fit"].get("precision", "auto"), place),
+        notes=tuple(notes),
+    )
+    return (
+        yield from train(bench, train_set, start, out=out, resume_from=resume_from, command=command)
+    )
+
+
+def train(
+    bench: Workbench,
+    train_set: SampleSource,
+    start: Start,
+    *,
+    out: Path | None = None,
+    resume_from: Path | None = None,
+    command: list[str] | None = None,
+) -> Job[StepResult]:
+    """Train from a start, and keep the best and the last checkpoint in a run folder.
+
+    Args:
+        bench: with the config of the step.
+        resume_from: a last checkpoint of the same step; the run goes on in its folder.
+    """
+    config, training = bench.config, start.training
     batches = build_loader(config, "train", train_set)
-    validation = build_loader(config, "val", val_set)
-    metric = build_metric(config, val_set)
-    _require_same_classes(config, train_set)
-    loss = build_loss(config, train_set).to(place)
-    prepare = build_batch_transforms(config).to(place)
-    training = new_training(config, place, weights)
     schedule = SCHEDULES.build(
         config["schedule"], steps_per_epoch=len(batches), epochs=config["epochs"]
     )
     if resume_from is None:
-        run = RunFolder.create(config, "float", out)
-        run.describe(config, ["hat", *map(shlex.quote, command or [])], environment())
+        run = new_run(config, start.step, out, command)
     else:
         run = RunFolder(resume_from.parent)
     with closing(run):
         if resume_from is not None:
             yield from restore(training, resume_from, digest=getattr(train_set, "digest", None))
             run.forget_after(training.epoch)
-        yield from _record(run, _announce(config, run, place, dtype, (train_set, val_set)))
-        if weights is not None:
-            started_from = Note(f"weights: {weights} (SHA-256 {fingerprint(weights)}...)")
-            yield from _record(run, iter([started_from]))
+        details = _details(config, start, (train_set, bench.val_set))
+        yield from recorded(run, announcement(bench, start.step, run, details, train_set))
+        yield from recorded(run, start.notes)
+        keeper = _Keeper(run, config, start, train_set)
+        if start.is_a_candidate and resume_from is None:
+            yield from _score_start(bench, start, keeper)
         events = fit(
             training,
             batches,
-            _settings(config, dtype),
-            loss=loss,
-            prepare=prepare,
+            _settings(config, start.dtype),
+            loss=start.loss,
+            prepare=bench.prepare,
             schedule=schedule,
-            validate=_validation(config, validation, metric, prepare, place),
-            best_by=metric.best_by,
+            validate=_validation(bench, start.view),
+            best_by=bench.metric.best_by,
+            teacher=start.teacher,
         )
-        best = run.checkpoint_path("float", "best")
-        last = run.checkpoint_path("float", "last")
         try:
             for event in events:
                 run.record(event)
                 if isinstance(event, EpochDone):
-                    content = checkpoint_content(config, "float", training, event.val, train_set)
-                    save_checkpoint(last, content)
-                    if event.is_best or not best.exists():
-                        save_checkpoint(best, content)
+                    keeper.keep(event.val, is_best=event.is_best)
                 yield event
         except StoppedBySignal as stop:
-            raise _with_way_on(stop, training, last, config) from None
-        return _finish(run, training, metric, (best, last))
+            raise _with_way_on(stop, training, keeper.last, config) from None
+        return (yield from _finish(bench, start, keeper))
 
 
-def new_training(config: Config, device: torch.device, weights: Path | None = None) -> Training:
-    """A model on its device, its optimiser, and its average if asked for.
-
-    Args:
-        weights: the file of its weights; fresh ones by default.
-    """
-    model = build_model(config)
-    if weights is not None:
-        load_foreign_weights(model, weights)
+def new_training(config: Config, model: nn.Module, device: torch.device) -> Training:
+    """A model on its device, its optimiser, and its average if asked for."""
     model = model.to(device)
     if config["fit"].get("channels_last", True):
         model = model.to(memory_format=torch.channels_last)
@@ -167,13 +197,14 @@ def restore(training: Training, checkpoint: Path, *, digest: str | None = None) 
     training.restore(content)
 
 
-def config_to_resume(checkpoint: Path, overrides: list[str]) -> Config:
-    """The config of the run that a checkpoint belongs to.
+def run_to_resume(checkpoint: Path, overrides: list[str]) -> tuple[Config, str]:
+    """The config and the step of the run that a checkpoint belongs to.
 
     Raises:
         UsageError: an override asks for something else than the run was started with.
     """
-    saved = load_checkpoint(checkpoint)["config"]
+    content = load_checkpoint(checkpoint)
+    saved = content["config"]
     config = from_values(saved["name"], saved["values"], where=str(checkpoint))
     wanted = config.with_overrides(overrides)
     changed = [key for key in config.values if wanted[key] != config[key]]
@@ -182,24 +213,48 @@ def config_to_resume(checkpoint: Path, overrides: list[str]) -> Config:
             f"{checkpoint.parent}: this run was started with another {', '.join(changed)}",
             "leave the overrides out, or start a new run",
         )
-    return config
+    return config, str(content["step"])
 
 
-def checkpoint_content(
-    config: Config, step: str, training: Training, metrics: Any, dataset: SampleSource
-) -> dict[str, Any]:
-    """A checkpoint: all that a later command, or the same run, needs to go on."""
-    return {
-        "hat_version": __version__,
-        "step": step,
-        "config": {"name": config.name, "values": dict(config.values)},
-        "classes": list(getattr(dataset, "classes", [])),
-        "data_digest": getattr(dataset, "digest", None),
-        "metrics": dict(metrics),
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        **training.state(),
-    }
+class _Keeper:
+    """Writes the checkpoints of one training.
+
+    Attributes:
+        best: path of the best checkpoint; so for ``last``.
+    """
+
+    def __init__(
+        self, run: RunFolder, config: Config, start: Start, train_set: SampleSource
+    ) -> None:
+        self.run = run
+        self.best = run.checkpoint_path(start.step, "best")
+        self.last = run.checkpoint_path(start.step, "last")
+        self._config = config
+        self._start = start
+        self._train_set = train_set
+
+    def keep(self, metrics: Any, *, is_best: bool) -> None:
+        """Save the training's state as the last checkpoint, and as the best if it is."""
+        start, dataset = self._start, self._train_set
+        content = {
+            **base_content(self._config, start.step, dict(metrics), dataset),
+            "data_digest": getattr(dataset, "digest", None),
+            "lineage": start.lineage,
+            **start.content(),
+            **start.training.state(),
+        }
+        save_checkpoint(self.last, content)
+        if is_best or not self.best.exists():
+            save_checkpoint(self.best, content)
+
+
+def _details(config: Config, start: Start, sets: tuple[Any, Any]) -> list[str]:
+    return [
+        str(start.dtype).removeprefix("torch."),
+        f"batch {config['train'].get('batch_size', 1)}",
+        f"{len(sets[0])}/{len(sets[1])} images",
+        f"{config['epochs']} epochs",
+    ]
 
 
 def _settings(config: Config, dtype: torch.dtype) -> FitSettings:
@@ -208,62 +263,23 @@ def _settings(config: Config, dtype: torch.dtype) -> FitSettings:
     return FitSettings(epochs=config["epochs"], seed=config["seed"], dtype=dtype, **given)
 
 
-def _announce(
-    config: Config, run: RunFolder, device: torch.device, dtype: torch.dtype, sets: tuple[Any, Any]
-) -> Iterator[Event]:
-    number_format = str(dtype).removeprefix("torch.")
-    yield Note(
-        f"{config.name} · step float · {device} · {number_format} · "
-        f"batch {config['train'].get('batch_size', 1)} · {len(sets[0])}/{len(sets[1])} images · "
-        f"{config['epochs']} epochs · seed {config['seed']}"
-    )
-    yield Note(f"run folder: {run.path}")
-    names = [tuple(getattr(data, "classes", ())) for data in sets]
-    if names[0] != names[1]:
-        yield Warned("the classes of the training and the validation set differ")
-    for role, data in zip(("train", "val"), sets, strict=True):
-        split = getattr(data, "split", role)
-        if split != role:
-            yield Warned(f"{role}.dataset is a pack of the {split} split")
-
-
-def _require_same_classes(config: Config, dataset: SampleSource) -> None:
-    """A label that the model has no score for would end a CUDA program without a word."""
-    classes = getattr(dataset, "classes", None)
-    scores = config["model"].get("num_classes")
-    if classes is not None and scores is not None and len(classes) != scores:
-        raise ConfigError(
-            f"model.num_classes is {scores}, the training set has {len(classes)} classes"
-        )
-
-
-def _record(run: RunFolder, events: Iterator[Event]) -> Iterator[Event]:
-    for event in events:
-        run.record(event)
-        yield event
-
-
-def _validation(
-    config: Config, loader: Loader, metric: Metric, prepare: nn.Module, device: torch.device
-) -> Validate:
+def _validation(bench: Workbench, view: Callable[[nn.Module], nn.Module]) -> Validate:
     def validate(model: nn.Module) -> Generator[Event, None, dict[str, float]]:
-        metric.reset()
-        total = len(loader.dataset)
-        view = deployed(model, config).eval()
-        batches = loader.epoch(0)
-        return (
-            yield from evaluate(
-                view,
-                batches,
-                metric,
-                prepare=prepare,
-                device=device,
-                total=total,
-                activity="validating",
-            )
-        )
+        return (yield from bench.score(view(model).eval()))
 
     return validate
+
+
+def _score_start(bench: Workbench, start: Start, keeper: _Keeper) -> Iterator[Event]:
+    """Keep the model as it is before the first epoch: only a better one takes its place."""
+    training, best_by = start.training, bench.metric.best_by
+    metrics = yield from bench.score(start.view(training.deployed).eval())
+    score = metrics.get(best_by, math.nan)
+    training.best = -math.inf if math.isnan(score) else score
+    keeper.run.record_start(metrics)
+    keeper.keep(metrics, is_best=True)
+    figures = "   ".join(f"{name} {value:.2f}" for name, value in headline(metrics).items())
+    yield from recorded(keeper.run, [Note(f"at the start: {figures}")])
 
 
 def _with_way_on(
@@ -277,28 +293,26 @@ def _with_way_on(
     return stop
 
 
-def _finish(
-    run: RunFolder, training: Training, metric: Metric, checkpoints: tuple[Path, Path]
-) -> TrainResult:
+def _finish(bench: Workbench, start: Start, keeper: _Keeper) -> Generator[Event, None, StepResult]:
     """Curves and summary."""
-    best, last = checkpoints
+    run, training, best_by = keeper.run, start.training, bench.metric.best_by
     write_curves(run.path / "plots" / "curves.png", training.history)
-    rows = read_metrics(run.path)
-    scored = [row for row in rows if row.get(f"val/{metric.best_by}") is not None]
-    chosen = max(scored, key=lambda row: row[f"val/{metric.best_by}"], default={})
+    scored = [row for row in read_metrics(run.path) if row.get(f"val/{best_by}") is not None]
+    chosen = max(scored, key=lambda row: row[f"val/{best_by}"], default={})
     metrics = {
         name.removeprefix("val/"): math.nan if value is None else value
         for name, value in chosen.items()
         if name.startswith("val/")
     }
-    summary = {
-        "step": "float",
-        "epochs": training.epoch,
-        "best_epoch": chosen.get("epoch"),
-        "best_by": metric.best_by,
-        "metrics": metrics,
-        "headline": headline(metrics),
-        "checkpoints": {"best": best.name, "last": last.name},
-    }
-    write_json(run.path / "summary.json", summary)
-    return TrainResult(run.path, "float", metrics, best, last)
+    if chosen.get("epoch") == 0:
+        kept = Note("no epoch was better than the start, which stays the best checkpoint")
+        yield from recorded(run, [kept])
+    return finish_step(
+        run,
+        start.step,
+        best_by,
+        metrics,
+        (keeper.best, keeper.last),
+        lineage=start.lineage,
+        more={"epochs": training.epoch, "best_epoch": chosen.get("epoch")},
+    )

@@ -48,3 +48,12 @@ schedule = {"type": "cosine", "warmup_epochs": 5}
 fit = {"precision": "auto", "channels_last": True}
 
 deploy = {"argmax": False, "shape": [1, 3, 224, 224]}
+
+# On one device with batches of 128: steps.qat.optim.lr=5e-4.
+steps = {
+    "qat": {
+        "epochs": 10,
+        "optim": {"type": "sgd", "lr": 4e-3, "momentum": 0.9, "weight_decay": 4e-5},
+        "schedule": {"type": "cosine"},
+    }
+}

@@ -40,3 +40,14 @@ schedule = {"type": "step", "milestones": [200, 240, 280], "gamma": 0.1}
 fit = {"precision": "auto", "channels_last": True}
 
 deploy = {"head": "4", "argmax": True, "shape": [1, 3, 1024, 2048]}
+
+# The original's: scales as calibrated, and a fiftieth of the learning rate. The head that is
+# deployed is trained alone, with the weight that it has among the others.
+steps = {
+    "qat": {
+        "epochs": 30,
+        "loss": {"alpha": 0.25 * 256 / 19},
+        "optim": {"type": "sgd", "lr": 2e-4, "momentum": 0.9, "weight_decay": 5e-3},
+        "schedule": {"type": "step", "milestones": [20], "gamma": 0.1},
+    }
+}

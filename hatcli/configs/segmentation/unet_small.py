@@ -34,3 +34,11 @@ optim = {"type": "adamw", "lr": 0.008, "weight_decay": 0.02}
 schedule = {"type": "cosine", "warmup_epochs": 10}
 fit = {"precision": "auto", "channels_last": True, "val_every": 20, "ema_decay": 0.998}
 deploy = {"head": "4", "argmax": True, "shape": [1, 3, 384, 512]}
+steps = {
+    "qat": {
+        "epochs": 20,
+        "optim": {"lr": 2e-4},
+        "schedule": {"type": "cosine"},
+        "fit": {"val_every": 4, "ema_decay": None},
+    }
+}
