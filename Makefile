@@ -23,7 +23,7 @@ check: $(READY)  ## format, lint, import contracts, spelling, types
 	$(BIN)/mypy
 
 bench: $(READY)  ## ratios against bare baselines, one after the other
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/*.py benchmarks/quantization/latency.py benchmarks/quantization/steps.py; do $(BIN)/python $$file || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -6,6 +6,7 @@ ONNX file carries is the resulting data, which is never run.
 
 import ast
 import contextlib
+import json
 import os
 import pprint
 import runpy
@@ -205,10 +206,12 @@ def _literal(text: str) -> Any:
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+    for read in (ast.literal_eval, json.loads):  # JSON spells true, false and null otherwise
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
 
 
 def _require_plain(value: Any, path: str, where: str) -> None:

@@ -1,25 +1,39 @@
 """Every command in the documents runs, or says in its line why it doesn't."""
 
+import json
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from made_cityscapes import make_cityscapes
 from made_imagenet import make_imagenet
+from street_net import write_street_config
 from tiny import write_tiny_config
 
 from hatcli.cli import run
+from hatcli.config import from_values, load_config
+from hatcli.data.scenes.draw import write_scenes
+from hatcli.engine.checkpoint import load_checkpoint
+from hatcli.models import MODELS
+from hatcli.quantize import OBSERVERS
+from hatcli.quantize.prepare import prepare
+from hatcli.quantize.spec import read_spec
+from hatcli.recipes.check import check_config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+QUANTIZATION = ROOT / "docs" / "quantization.md"
 BLOCK = re.compile(r"^```(console|bash|python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MARK = "# not run by the tests"
 MAKE = {"make demo", "make test", "make test-full", "make check", "make bench"}
 # What the shipped recipes need to train in seconds on tiny pictures; nothing else is changed.
+SMALL_STEPS = ["epochs=1", "steps.qat.epochs=1", "quantize.images=4"]
 SMALL_CLASSES = [
-    "epochs=1",
+    *SMALL_STEPS,
     "schedule.warmup_epochs=0",
     "train.transforms.0.size=32",
     "val.transforms.0.size=40",
@@ -29,7 +43,7 @@ SMALL_CLASSES = [
     "val.num_workers=0",
 ]
 SMALL_MAPS = [
-    "epochs=1",
+    *SMALL_STEPS,
     "schedule.warmup_epochs=0",
     "train.transforms.1.height=64",
     "train.transforms.1.width=64",
@@ -107,12 +121,18 @@ def test_every_link_to_a_file_leads_somewhere():
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_parts_shown_in_contributing_drop_in(tmp_path, monkeypatch, capsys):
-    text = (ROOT / "docs" / "contributing.md").read_text()
-    files = re.findall(r"`(my_\w+\.py)`:\n\n```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in files] == ["my_model.py", "my_loss.py", "my_dataset.py"]
+def write_parts(document: Path, folder: Path) -> list[str]:
+    """Write the files that a document shows, ready to copy; their names."""
+    shown = re.compile(r"`(my_\w+\.py)`:\n\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    files = shown.findall(document.read_text())
     for name, source in files:
-        (tmp_path / name).write_text(source)
+        (folder / name).write_text(source)
+    return [name for name, _ in files]
+
+
+def test_the_parts_shown_in_contributing_drop_in(tmp_path, monkeypatch, capsys):
+    names = write_parts(ROOT / "docs" / "contributing.md", tmp_path)
+    assert names == ["my_model.py", "my_loss.py", "my_dataset.py"]
     shown = next(b for b in blocks(ROOT / "docs" / "contributing.md", "text") if "imports" in b)
     config = write_tiny_config(tmp_path, tmp_path)
     changes = shown + 'val = {**train, "dataset": {"type": "HalfRoad", "length": 4}}\n'
@@ -125,3 +145,43 @@ def test_the_parts_shown_in_contributing_drop_in(tmp_path, monkeypatch, capsys):
     assert run(["export", "--ckpt", "best.pth"]) == 0
     capsys.readouterr()
     assert run(["eval", "tiny.onnx", "--min", "aAcc=80"]) == 0
+
+
+def test_the_observer_shown_drops_in(tmp_path, monkeypatch, capsys):
+    assert write_parts(QUANTIZATION, tmp_path) == ["my_observer.py"]
+    shown = next(b for b in blocks(QUANTIZATION, "text") if "imports" in b)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    list(write_scenes(tmp_path / "data", train=8, val=2, size=(128, 64)))
+    for split in ("train", "val"):
+        assert run(["pack", "cityscapes", "--src", "data", "--split", split]) == 0
+    config = write_street_config(tmp_path, tmp_path / "data")
+    module = load_config(str(config))["imports"]
+    config.write_text(f"{config.read_text()}\n{shown}imports += {module!r}\n")
+    for step in ("float", "calibration", "int_infer"):
+        capsys.readouterr()
+        assert run(["train", str(config), "--step", step, "--json"]) == 0
+    trained, calibrated, integers = json.loads(capsys.readouterr().out)["steps"]
+    assert trained["metrics"]["mIoU"] > 10
+    assert integers["metrics"]["mIoU"] > trained["metrics"]["mIoU"] - 2
+    chosen = load_checkpoint(Path(calibrated["file"]))["config"]["values"]["quantize"]
+    assert chosen["observer"] == {"type": "StandardDeviations", "number": 5.0}
+    observer = OBSERVERS.build({"type": "StandardDeviations", "number": 2.0})
+    observer.observe(torch.tensor([-9.0, *[0.0] * 16, 9.0]))  # a standard deviation of 3
+    assert observer.range(8) == pytest.approx((-6, 6))
+    assert run(["export", "--ckpt", "best.pth"]) == 0
+    assert run(["export", "--verify", "street-int_infer.onnx"]) == 0
+    assert run(["train", str(config), "--step", "calibration", "quantize.observer.number=0.0"]) == 2
+    assert "number: must be above 0, got 0.0" in capsys.readouterr().err
+
+
+def test_the_settings_shown_for_integers_fit_the_network_that_they_name():
+    for text in blocks(QUANTIZATION, "text"):
+        if text.startswith(("quantize", "steps")):
+            values: dict[str, Any] = {}
+            exec(text, values)
+            del values["__builtins__"]
+            config = from_values("shown", {**load_config("unet_small").values, **values})
+            check_config(config)
+            network = MODELS.build(config["model"]).keep_head(config["deploy"]["head"])
+            prepare(network, read_spec(config["quantize"]))

@@ -258,7 +258,7 @@ def test_plain_weights_are_calibrated_too(street, capsys):
     words = ["--weights", "plain.pth", "--out", "plain"]
     assert run(["train", street, "--step", "qat", "epochs=1", *words]) == 0
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-4:-1]] == [
-        ["float", "-"],
+        ["float", f"{headline_of(best_of('float')):.2f}"],
         ["calibration", f"{headline_of(best_of('calibration')):.2f}"],
         ["qat", f"{headline_of(next(Path('plain').rglob('qat-*-best.pth.tar'))):.2f}"],
     ]

@@ -161,10 +161,10 @@ def _verify(file: Path, images: int, overrides: list[str], *, as_json: bool) -> 
 
 
 def _integer_lines(parity: "Parity", fusion: "Fusion") -> list[str]:
-    equal = "equal" if parity.differing == 0 else f"{parity.differing} differ"
+    equal = "equal to" if parity.differing == 0 else f"{parity.differing} differ from"
     promise = "" if parity.promised else " (not promised: layers in float or of 16 bits)"
     lines = [
-        f"  parity  {parity.values} codes of {parity.images} images: {equal} to int_infer{promise}"
+        f"  parity  {parity.values} results of {parity.images} images: {equal} int_infer{promise}"
     ]
     if parity.layers:
         lines.append(f"          and every code of {parity.layers} tensors inside, on the first")

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 
 from hatcli.errors import ModelFileError
+from hatcli.export.preprocess import PREFIX, PREPARED
 from hatcli.export.runtime import RUNTIME_ERRORS, shortened
 
 # Operators of the optimised graph that are integer kernels, or move data, or work on shapes.
@@ -17,6 +18,9 @@ _MOVING = {
     "QuantizeLinear", "DequantizeLinear", "Reshape", "Shape", "Slice", "Squeeze", "Transpose",
     "Unsqueeze",
 }  # fmt: skip
+_ACTIVATIONS = {"HardSigmoid", "HardSwish", "LeakyRelu", "Sigmoid", "Softmax"}
+_ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+_EXTENDED = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 _SHAPES = {"Mul", "Add"}  # of int64 sizes in a graph of open sizes
 
 
@@ -53,21 +57,24 @@ class Fusion:
 def inspect_fusion(path: Path, *, where: str) -> Fusion:
     """Let onnxruntime optimise a file, and see what is left in float.
 
-    Nodes for the preprocessing, whose names begin with "preprocess.", are float by nature.
+    The preprocessing is float by nature, and left out.
 
     Raises:
         ModelFileError: onnxruntime refuses the file.
     """
     written = onnx.load(str(path))
-    optimised = _optimised(path, where)
-    kernels = Counter(node.op_type for node in optimised.graph.node)
+    kernels = Counter(node.op_type for node in _optimised(path, where, _ALL).graph.node)
+    # One level below, float convolutions still have their names.
+    optimised = _optimised(path, where, _EXTENDED)
     producers = {output: node for node in written.graph.node for output in node.output}
     initializers = {tensor.name: tensor for tensor in written.graph.initializer}
     original = {node.name: node for node in written.graph.node}
     left = []
     for node in optimised.graph.node:
         kind = node.op_type
-        if kind.startswith("Q") or kind in _MOVING or node.name.startswith("preprocess."):
+        if kind.startswith("Q") or kind in _MOVING:
+            continue
+        if any(name.startswith(PREFIX) or name == PREPARED for name in node.output):
             continue
         if kind in _SHAPES and node.name.endswith(".target/Mul"):
             continue
@@ -79,11 +86,14 @@ def inspect_fusion(path: Path, *, where: str) -> Fusion:
     return Fusion(dict(kernels.most_common()), tuple(left))
 
 
-def _optimised(path: Path, where: str) -> onnx.ModelProto:
+def _optimised(
+    path: Path, where: str, level: onnxruntime.GraphOptimizationLevel
+) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "optimised.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        options.graph_optimization_level = level
         options.optimized_model_filepath = str(target)
         try:
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -115,9 +125,6 @@ def _reason(
             "onnxruntime has no integer kernel for these types",
             "keep 8 bits on both sides of it",
         )
-    return (
-        f"onnxruntime has no integer kernel for {node.op_type}",
-        "use ReLU or ReLU6 instead, and train again"
-        if "ig" in node.op_type or "wish" in node.op_type
-        else "none known",
-    )
+    remedy = "use ReLU or ReLU6 instead, and train again"
+    why = f"onnxruntime has no integer kernel for {node.op_type}"
+    return why, remedy if node.op_type in _ACTIVATIONS else "none known"

@@ -33,7 +33,8 @@ class Parity:
         layers: tensors inside the model whose every code was compared, on the first images.
         values: output codes (or labels) compared.
         differing: of these.
-        largest: the largest difference, in codes.
+        largest: the largest difference, in codes; of scores that are floats, in 255ths of what
+            they span.
         same_class: share of places, 0 to 1, where both put the same class first.
     """
 
@@ -199,12 +200,16 @@ def _outputs(
     return [found[known.index(name)] for name in names]
 
 
-def _output_step(graph: fx.GraphModule) -> float:
-    """What one code of the scores stands for."""
+def _output_step(graph: fx.GraphModule) -> float | None:
+    """What one code of the scores stands for; None where they are floats."""
     last = next(iter(reversed(graph.graph.nodes))).all_input_nodes[0]
     op = graph.get_submodule(str(last.target))
-    return op.x.scale if isinstance(op, Dequantize) else 1.0
+    return op.x.scale if isinstance(op, Dequantize) else None
 
 
-def _distance(found: NDArray[Any], expected: NDArray[Any], step: float) -> NDArray[np.float64]:
+def _distance(
+    found: NDArray[Any], expected: NDArray[Any], step: float | None
+) -> NDArray[np.float64]:
+    if step is None:
+        step = max(float(np.ptp(expected)) / 255, float(np.finfo(np.float32).tiny))
     return np.abs(found.astype(np.float64) - expected) / step

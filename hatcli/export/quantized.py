@@ -359,6 +359,9 @@ def _float_linear(writer: _Writer, op: FloatLinear, name: str, inputs: list[str]
 
 
 def _float_function(writer: _Writer, op: FloatFunction, name: str, inputs: list[str]) -> str:
+    if op.kind == "SiLU":  # one operator only from opset 24 on
+        gate = writer.add("Sigmoid", inputs, f"{name}.gate")
+        return writer.add("Mul", [inputs[0], gate], f"{name}.float")
     kind, attributes, constants = float_node(op)
     extra = [
         writer.constant(f"{name}.{key}", value) if value is not None else ""

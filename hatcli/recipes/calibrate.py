@@ -13,7 +13,7 @@ from hatcli.config import Config
 from hatcli.data.loader import Loader, Sample, SampleSource
 from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.device import pick_device
-from hatcli.events import Job, Note, Warned
+from hatcli.events import Job, Note, Warned, headline
 from hatcli.quantize.bias_correction import correct_biases
 from hatcli.quantize.calibrate import calibrate
 from hatcli.quantize.findings import Finding
@@ -73,6 +73,9 @@ def calibrate_float(
         yield from recorded(run, _shortage(spec, images))
         findings = yield from _calibrate(graph, source, spec)
         yield from recorded(run, [Warned(str(finding)) for finding in findings])
+        if not before.lineage[0]["metrics"]:  # plain weights: nobody has scored them yet
+            score = yield from bench.score(before.model().to(place))
+            before.lineage[0]["metrics"] = headline(score)
         metrics = yield from bench.score(graph)
         best = run.checkpoint_path(STEP, "best")
         content = {

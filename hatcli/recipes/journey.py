@@ -8,7 +8,11 @@ from hatcli.config import Config
 from hatcli.events import Job, Note
 from hatcli.recipes.calibrate import calibrate_float
 from hatcli.recipes.int_infer import infer_integers
-from hatcli.recipes.predecessor import open_predecessor, warn_of_newer_float
+from hatcli.recipes.predecessor import (
+    open_predecessor,
+    warn_of_newer_float,
+    warn_of_other_scoring,
+)
 from hatcli.recipes.qat import train_qat
 from hatcli.recipes.runs import RUNS, STEPS
 from hatcli.recipes.train import train_float
@@ -65,6 +69,7 @@ def take_step(
     before = open_predecessor(file, step, config, target=journey.target, is_weights=is_weights)
     if was_looked_for:
         yield from warn_of_newer_float(before, config.name, journey.runs)
+    yield from warn_of_other_scoring(before, config)
     if step == "qat" and before.step == "float":
         yield Note("qat starts from a calibration: that comes first")
         first = yield from take_step(journey, "calibration", file, is_weights=is_weights)

@@ -73,6 +73,18 @@ def warn_of_newer_float(before: Predecessor, name: str, root: Path) -> Iterator[
         yield Warned(f"{before.file} goes back to {source}, not to the newest float run {newest}")
 
 
+def warn_of_other_scoring(before: Predecessor, config: Config) -> Iterator[Event]:
+    """A warning when the predecessor was scored on other images, or otherwise prepared ones."""
+    own = before.content["config"]["values"]
+    kept = ("dataset", "transforms")
+    scored, now = ({key: node.get(key) for key in kept} for node in (own["val"], config["val"]))
+    if before.content["metrics"] and scored != now:
+        yield Warned(
+            f"{before.file} was scored with val {scored}, this step is with {now}: "
+            "their rows in the table can't be compared"
+        )
+
+
 def open_float(lineage: list[dict[str, Any]], config: Config, root: Path) -> Predecessor:
     """The float checkpoint at the beginning of a lineage.
 
