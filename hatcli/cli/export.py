@@ -94,8 +94,8 @@ def main(
 ) -> None:
     """Write a checkpoint's deployed model as ONNX, checked against onnxruntime.
 
-    A checkpoint of calibration, qat or int_infer becomes a model of integers, and every code of
-    its result is compared with int_infer.
+    A checkpoint of calibration, qat or int_infer becomes a model of integers,
+    and every code of its result is compared with int_infer.
 
     Example: hat export --ckpt best.pth
 

@@ -116,12 +116,12 @@ def main(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model in float, calibrate it, train it quantized, and score it as integers.
+    """Train a model in float, calibrate it, train it quantized, run it as integers.
 
-    Each step starts from the newest checkpoint of the step before it, or from --ckpt, and says
-    which. Settings such as epochs=2 are those of the step; with --step all they are those of
-    the config, and steps.qat.epochs=2 is for qat. Checkpoints, logs and curves go to
-    runs/NAME/TIME-STEP/.
+    Each step starts from the newest checkpoint of the step before it, or from
+    --ckpt, and says which. Settings such as epochs=2 are those of the step; with
+    --step all they are those of the config, and steps.qat.epochs=2 is for qat.
+    Checkpoints, logs and curves go to runs/NAME/TIME-STEP/.
 
     Example: hat train unet --step float optim.lr=0.02 epochs=100
 
