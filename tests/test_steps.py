@@ -220,7 +220,7 @@ def test_a_step_that_changes_what_it_cannot_is_an_error(steps, message):
         ("steps.qat.epochs=0", "steps.qat: epochs: must be at least 1"),
         ("steps.qat.fit.val_evry=1", "steps.qat: fit: no setting 'val_evry'"),
         ("steps.int_infer.epochs=1", "steps: no step 'int_infer'"),
-        ("quantize.targt=ort", "quantize: no setting 'targt'"),
+        ("quantize.goal=ort", "quantize: no setting 'goal'"),
         ("quantize.qat.scales=fix", "quantize.qat.scales"),
     ],
 )
