@@ -18,10 +18,11 @@ _MOVING = {
     "QuantizeLinear", "DequantizeLinear", "Reshape", "Shape", "Slice", "Squeeze", "Transpose",
     "Unsqueeze",
 }  # fmt: skip
+FLOAT = onnx.TensorProto.FLOAT
+
 _ACTIVATIONS = {"HardSigmoid", "HardSwish", "LeakyRelu", "Sigmoid", "Softmax"}
 _ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 _EXTENDED = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-_SHAPES = {"Mul", "Add"}  # of int64 sizes in a graph of open sizes
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def inspect_fusion(path: Path, *, where: str) -> Fusion:
     producers = {output: node for node in written.graph.node for output in node.output}
     initializers = {tensor.name: tensor for tensor in written.graph.initializer}
     original = {node.name: node for node in written.graph.node}
+    inferred = onnx.shape_inference.infer_shapes(written).graph.value_info
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred}
     left = []
     for node in optimised.graph.node:
         kind = node.op_type
@@ -76,8 +79,8 @@ def inspect_fusion(path: Path, *, where: str) -> Fusion:
             continue
         if any(name.startswith(PREFIX) or name == PREPARED for name in node.output):
             continue
-        if kind in _SHAPES and node.name.endswith(".target/Mul"):
-            continue
+        if all(types.get(name, FLOAT) != FLOAT for name in node.output):
+            continue  # on codes, or on sizes
         source = original.get(node.name, node)
         why, remedy = _reason(source, producers, initializers)
         layer = node.name.rpartition("/")[0] or node.output[0]
