@@ -20,6 +20,7 @@ from hatcli.engine.checkpoint import load_checkpoint, save_checkpoint
 from hatcli.errors import CheckpointError
 from hatcli.quantize.grid import Grid
 from hatcli.quantize.integer.arithmetic import IntAdd, IntConcat, IntMultiply, Requantize
+from hatcli.quantize.integer.base import RescalingOp
 from hatcli.quantize.integer.floats import (
     Dequantize,
     FloatConv2d,
@@ -123,6 +124,23 @@ def test_a_graph_comes_back_from_a_checkpoint(name, tmp_path):
     for kept, op in zip(restored.modules(), graph.modules(), strict=True):
         if hasattr(op, "settings"):
             assert repr(kept) == repr(op)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_graph_by_the_rule_of_a_target_comes_back_from_a_checkpoint(name, tmp_path):
+    document = to_data(CASES[name]())
+    ruled = [node for node in document["nodes"] if issubclass(OPS[node["op"]], RescalingOp)]
+    for node in ruled:
+        rule = {"type": "sym8", "multiplier_bits": 24, "rounding": "half_even"}
+        node["settings"] |= {"rule": rule, "clip": [0, node["settings"]["out"]["zero_point"] // 9]}
+    graph = from_data(document)
+    save_checkpoint(tmp_path / "c.pth", {"integer_graph": to_data(graph)})
+    restored = from_data(load_checkpoint(tmp_path / "c.pth")["integer_graph"])
+    require_equal(restored, graph, images())
+    assert [repr(op) for op in restored.modules() if hasattr(op, "arithmetic")] == [
+        repr(op) for op in graph.modules() if hasattr(op, "arithmetic")
+    ]
+    assert repr(restored).count("'rounding': 'half_even'") == len(ruled)
 
 
 def test_no_case_is_left_over():

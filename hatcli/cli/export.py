@@ -162,7 +162,11 @@ def _verify(file: Path, images: int, overrides: list[str], *, as_json: bool) -> 
 
 def _integer_lines(parity: "Parity", fusion: "Fusion") -> list[str]:
     equal = "equal to" if parity.differing == 0 else f"{parity.differing} differ from"
-    promise = "" if parity.promised else " (not promised: layers in float or of 16 bits)"
+    promise = (
+        ""
+        if parity.promised
+        else " (not promised: layers in float or of 16 bits, or another target)"
+    )
     lines = [
         f"  parity  {parity.values} results of {parity.images} images: {equal} int_infer{promise}"
     ]

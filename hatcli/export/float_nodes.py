@@ -1,4 +1,4 @@
-"""The ONNX node of each layer that an exception keeps in float."""
+"""The ONNX node of each layer that an exception keeps in float, and attributes of a convolution."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from hatcli.errors import HatError
-from hatcli.quantize.integer.floats import FloatFunction
+from hatcli.quantize.integer.floats import FloatConv2d, FloatFunction
+from hatcli.quantize.integer.products import IntConv2d
 
 Node = tuple[str, dict[str, Any], dict[str, Any]]
 
@@ -31,6 +32,18 @@ def float_node(op: FloatFunction) -> Node:
     if op.kind not in _WITH_ARGUMENTS:
         raise HatError(f"{op.kind} in float has no ONNX form here")
     return _WITH_ARGUMENTS[op.kind](op.arguments)
+
+
+def conv_attributes(op: IntConv2d | FloatConv2d) -> dict[str, Any]:
+    """A convolution's attributes as ONNX names them."""
+    left, right, top, bottom = op.settings["padding"]
+    return {
+        "kernel_shape": list(op.weight.shape[2:]),
+        "strides": list(op.settings["stride"]),
+        "pads": [top, left, bottom, right],
+        "dilations": list(op.settings["dilation"]),
+        "group": op.settings["groups"],
+    }
 
 
 def _pad(arguments: dict[str, Any]) -> Node:

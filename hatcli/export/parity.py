@@ -28,7 +28,8 @@ class Parity:
     """How int_infer and onnxruntime agree.
 
     Attributes:
-        promised: whether every layer is 8-bit integers, for which no code may differ.
+        promised: whether every layer is 8-bit integers in onnxruntime's own arithmetic, for which
+            no code may differ.
         images: compared.
         layers: tensors inside the model whose every code was compared, on the first images.
         values: output codes (or labels) compared.
@@ -48,11 +49,12 @@ class Parity:
 
 
 def is_promised(graph: fx.GraphModule) -> bool:
-    """Whether a graph is nothing but integers of 8 bits, of which equality is promised."""
+    """Whether a graph is nothing but integers of 8 bits by onnxruntime's own arithmetic."""
     ops = [op for op in graph.modules() if isinstance(op, IntegerOp)]
     floats = (FloatConv2d, FloatLinear, FloatFunction)
+    ruled = any(getattr(op, "arithmetic", None) is not None for op in ops)
     wide = any(op.out is not None and op.out.bits != 8 for op in ops)
-    return not wide and not any(isinstance(op, floats) for op in ops)
+    return not wide and not ruled and not any(isinstance(op, floats) for op in ops)
 
 
 def compare_codes(

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from hatcli import __version__
 from hatcli.errors import HatError
-from hatcli.export.float_nodes import float_node
+from hatcli.export.float_nodes import conv_attributes, float_node
 from hatcli.export.onnx import (
     INPUT,
     LABELS,
@@ -29,7 +29,7 @@ from hatcli.export.onnx import (
 )
 from hatcli.quantize.grid import Grid
 from hatcli.quantize.integer.arithmetic import IntAdd, IntConcat, IntMultiply, Requantize
-from hatcli.quantize.integer.base import IntegerOp
+from hatcli.quantize.integer.base import IntegerOp, RescalingOp
 from hatcli.quantize.integer.floats import (
     Dequantize,
     FloatConv2d,
@@ -139,7 +139,12 @@ class _Writer:
         emit = _EMITTERS.get(type(op))
         if emit is None:
             raise HatError(f"{name}: {type(op).__name__} has no ONNX form")
-        return emit(self, op, name, inputs)
+        found = emit(self, op, name, inputs)
+        if isinstance(op, RescalingOp) and op.clip != (op.result.low, op.result.high):
+            whole = self.nodes[-1].output[0] = f"{name}.whole"
+            _clipped(self, op.result, op.clip, f"{name}.clip", whole)
+            self.nodes[-1].output[0] = name
+        return found
 
     def _finish(self, last: fx.Node, name: str, *, argmax: bool) -> str:
         """Name the output, or take the class with the largest code, which needs no floats."""
@@ -223,18 +228,6 @@ def _linear(writer: _Writer, op: IntLinear, name: str, inputs: list[str]) -> str
     x, weight, bias = _weighted(writer, op, name, inputs[0])
     y = writer.add("Gemm", [x, weight, bias], f"{name}.y", transB=1)
     return writer.quantized(y, op.result, name)
-
-
-def conv_attributes(op: IntConv2d | FloatConv2d) -> dict[str, Any]:
-    """A convolution's attributes as ONNX names them."""
-    left, right, top, bottom = op.settings["padding"]
-    return {
-        "kernel_shape": list(op.weight.shape[2:]),
-        "strides": list(op.settings["stride"]),
-        "pads": [top, left, bottom, right],
-        "dilations": list(op.settings["dilation"]),
-        "group": op.settings["groups"],
-    }
 
 
 def _two(kind: str) -> Callable[..., str]:
@@ -329,13 +322,18 @@ def _flatten(writer: _Writer, _op: IntFlatten, name: str, inputs: list[str]) -> 
 
 def _clamp(writer: _Writer, op: IntClamp, name: str, inputs: list[str]) -> str:
     assert op.out is not None
-    ends = np.array([0, op.top])
-    if op.out.bits == 8:
-        ends = (ends + op.out.zero_point).astype(np.uint8)
+    return _clipped(writer, op.out, (0, op.top), name, inputs[0])
+
+
+def _clipped(writer: _Writer, grid: Grid, ends: tuple[int, int], name: str, source: str) -> str:
+    """Codes between two, which are given without the zero point."""
+    codes = np.array(ends)
+    if grid.bits == 8:
+        codes = (codes + grid.zero_point).astype(np.uint8)
     else:
-        ends = (ends * op.out.scale).astype(np.float32)
-    bounds = [writer.constant(f"{name}.{key}", end) for key, end in zip("ab", ends, strict=True)]
-    return writer.on_codes(op.out, name, [*inputs, *bounds], "Clip")
+        codes = (codes * grid.scale).astype(np.float32)
+    bounds = [writer.constant(f"{name}.{key}", end) for key, end in zip("ab", codes, strict=True)]
+    return writer.on_codes(grid, name, [source, *bounds], "Clip")
 
 
 def _quantize(writer: _Writer, op: Quantize, name: str, inputs: list[str]) -> str:

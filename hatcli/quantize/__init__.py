@@ -6,4 +6,6 @@ into a graph of integers. No pass runs an epoch: QAT is `prepare` in front of th
 
 from hatcli.registry import Registry
 
-OBSERVERS = Registry("observer", "hatcli.quantize.observers")
+OBSERVERS = Registry("observer", "hatcli.quantize.observers", given=["grid_of"])
+
+TARGETS = Registry("target", "hatcli.quantize.targets")

@@ -7,7 +7,6 @@ the quantized one on the same images, with all layers before it corrected alread
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,10 +16,9 @@ from hatcli.events import Job, Note, Progress
 from hatcli.quantize.findings import Finding
 from hatcli.quantize.layers import QuantConv2d, QuantLinear
 from hatcli.quantize.quantizers import ActivationQuantizer, Mode, set_mode
+from hatcli.quantize.stretches import Stretch, Values, cut, measure, run, within
 
 LARGE_CORRECTION = 0.1  # of the range of the layer's result
-
-Values = dict[fx.Node, Tensor]
 
 
 def correct_biases(
@@ -53,14 +51,14 @@ def correct_biases(
     graph.eval()
     findings: list[Finding] = []
     layers = _corrected_layers(graph, findings)
-    stretches = list(_stretches(graph, layers))
+    stretches = list(cut(graph, layers))
     if not stretches:
         return findings
     device = next(graph.parameters()).device
     given = [batch.to(device) for batch in batches]
     start = next(node for node in graph.graph.nodes if node.op == "placeholder")
     image = next(batch for batch in given if len(batch))[:1].clone()
-    used = _within(memory_limit, given, _memory(graph, stretches, {start: image}))
+    used = within(memory_limit, given, measure(graph, stretches, {start: image}))
     if sum(map(len, used)) < sum(map(len, given)):
         yield Note(
             f"bias correction looks at {sum(map(len, used))} of {sum(map(len, given))} images: "
@@ -89,40 +87,6 @@ def correct_biases(
     return findings
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """The nodes behind one corrected layer up to the next one and including it.
-
-    Attributes:
-        nodes: each with the nodes that nobody needs behind it.
-    """
-
-    nodes: list[tuple[fx.Node, list[fx.Node]]]
-
-    @property
-    def end(self) -> fx.Node:
-        """The corrected layer's node."""
-        return self.nodes[-1][0]
-
-    @property
-    def layer(self) -> str:
-        """The corrected layer's name."""
-        return str(self.end.target)
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """Bytes an image.
-
-    Attributes:
-        between: what is kept from one stretch to the next, at most, float and quantized.
-        within: what is kept inside a stretch, at most, by the batch that goes through it.
-    """
-
-    between: int
-    within: int
-
-
 def _corrected_layers(
     graph: fx.GraphModule, findings: list[Finding]
 ) -> dict[str, QuantConv2d | QuantLinear]:
@@ -147,46 +111,13 @@ def _corrected_layers(
     return layers
 
 
-def _stretches(
-    graph: fx.GraphModule, layers: dict[str, QuantConv2d | QuantLinear]
-) -> Iterator[_Stretch]:
-    """The graph up to its last corrected layer, cut behind each corrected one."""
-    nodes = list(graph.graph.nodes)
-    ends = [index for index, node in enumerate(nodes) if node.target in layers]
-    if not ends:
-        return
-    nodes = nodes[: ends[-1] + 1]
-    last_use = {node: node for node in nodes if node.target not in layers}
-    for node in nodes:
-        last_use.update(dict.fromkeys(node.all_input_nodes, node))
-    stretch: list[tuple[fx.Node, list[fx.Node]]] = []
-    for node in nodes:
-        if node.op == "call_module":
-            unused = [source for source, user in last_use.items() if user is node]
-            stretch.append((node, unused))
-        if node.target in layers:
-            yield _Stretch(stretch)
-            stretch = []
-
-
-def _run(graph: nn.Module, stretch: _Stretch, values: Values) -> Iterator[Tensor]:
-    """Take the values of one batch through a stretch; yields the result of each node."""
-    for node, unused in stretch.nodes:
-        arguments = [values[source] for source in node.args if isinstance(source, fx.Node)]
-        assert len(arguments) == len(node.args) + len(node.kwargs)
-        values[node] = graph.get_submodule(str(node.target))(*arguments)
-        yield values[node]
-        for source in unused:
-            del values[source]
-
-
 @torch.no_grad()
-def _mean(graph: nn.Module, mode: Mode, stretch: _Stretch, batches: list[Values]) -> Tensor:
+def _mean(graph: nn.Module, mode: Mode, stretch: Stretch, batches: list[Values]) -> Tensor:
     """(O,) float64: the mean, over images and places, of what the stretch's layer gives."""
     set_mode(graph, mode)
     total: Tensor | float = 0.0
     for values in batches:
-        for _ in _run(graph, stretch, values):
+        for _ in run(graph, stretch, values):
             pass
         result = values[stretch.end]
         total = total + result.mean([0, *range(2, result.ndim)]).double() * len(result)
@@ -210,7 +141,7 @@ def _shift(result: Tensor, error: Tensor) -> None:
     result.add_(error.to(result.dtype).reshape(1, -1, *[1] * (result.ndim - 2)))
 
 
-def _large(graph: fx.GraphModule, stretch: _Stretch, error: Tensor) -> Iterator[Finding]:
+def _large(graph: fx.GraphModule, stretch: Stretch, error: Tensor) -> Iterator[Finding]:
     for user in stretch.end.users:
         quantizer = graph.get_submodule(str(user.target)) if user.op == "call_module" else None
         if isinstance(quantizer, ActivationQuantizer):
@@ -222,38 +153,3 @@ def _large(graph: fx.GraphModule, stretch: _Stretch, error: Tensor) -> Iterator[
                     f"quantization shifts a channel by {share:.0%} of its range: corrected on "
                     "these images, but more bits here may be worth it",
                 )
-
-
-@torch.no_grad()
-def _memory(graph: nn.Module, stretches: list[_Stretch], values: Values) -> _Memory:
-    """What one image needs; the quantized values, of which more are apart, stand for both."""
-    set_mode(graph, "quantize")
-    between = within = _bytes(values)
-    for stretch in stretches:
-        for _ in _run(graph, stretch, values):
-            within = max(within, _bytes(values))
-        between = max(between, _bytes(values))
-    return _Memory(2 * between, within)
-
-
-def _bytes(values: Values) -> int:
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in values.values()
-    }
-    return sum(storages.values())
-
-
-def _within(limit: int, batches: list[Tensor], memory: _Memory) -> list[Tensor]:
-    """The first images, one at least, that fit the limit."""
-    largest = max(map(len, batches))
-    allowed = limit // (memory.between + memory.within)
-    if allowed > largest:
-        allowed = (limit - largest * memory.within) // memory.between
-    left = max(allowed, 1)
-    used = []
-    for batch in batches:
-        if left > 0 and len(batch) > 0:
-            used.append(batch[:left])
-            left -= len(used[-1])
-    return used

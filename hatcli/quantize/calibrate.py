@@ -11,7 +11,7 @@ from hatcli.errors import CheckpointError, ConfigError, DataError, HatError, Usa
 from hatcli.events import Job, Progress
 from hatcli.quantize import OBSERVERS
 from hatcli.quantize.findings import Finding
-from hatcli.quantize.grid import SMALLEST_RANGE, Grid, grid_of_range
+from hatcli.quantize.grid import SMALLEST_RANGE, Grid
 from hatcli.quantize.histogram import extremes
 from hatcli.quantize.layers import weighted_layers
 from hatcli.quantize.quantizers import (
@@ -21,6 +21,7 @@ from hatcli.quantize.quantizers import (
     largest_relu6_scale,
     set_mode,
 )
+from hatcli.quantize.target import GridOf
 
 TINY_RANGE = 1e-6  # below it something upstream is most likely dead
 
@@ -74,7 +75,9 @@ def calibrate(
     scales = dict(_weight_scales(graph, findings))
     try:
         for name, quantizer in quantizers.items():
-            quantizer.observer = _build(layer_of(name), "observer", quantizer.observer_node)
+            quantizer.observer = _build(
+                layer_of(name), "observer", quantizer.observer_node, quantizer.target.grid
+            )
         set_mode(graph, "observe")
         watch = _Watch(graph)
         yield Progress("calibrating", 0, total)
@@ -83,10 +86,11 @@ def calibrate(
             yield Progress("calibrating", watch.images, total)
         if watch.images == 0:
             raise UsageError("calibration: there are no images", "give it one batch at least")
-        grids = {
-            quantizer: _grid(layer_of(name), quantizer, watch.ranges[name], findings)
+        ranges = {
+            quantizer: _range(layer_of(name), quantizer, watch.ranges[name], findings)
             for name, quantizer in quantizers.items()
         }
+        grids = {quantizer: _grid(quantizer, ranges) for quantizer in ranges}
     finally:
         set_mode(graph, "float")
         for quantizer in quantizers.values():
@@ -159,9 +163,9 @@ def _activation_quantizers(graph: fx.GraphModule) -> dict[str, ActivationQuantiz
     }
 
 
-def _build(layer: str, setting: str, node: Mapping[str, Any]) -> Any:
+def _build(layer: str, setting: str, node: Mapping[str, Any], grid_of: GridOf | None = None) -> Any:
     try:
-        return OBSERVERS.build(node)
+        return OBSERVERS.build(node, **({} if grid_of is None else {"grid_of": grid_of}))
     except ConfigError as error:
         where = f"quantize.{setting} of {layer}"
         raise ConfigError(f"{where}: {error.message}", error.hint) from error
@@ -183,7 +187,7 @@ def _weight_scales(
 
 @torch.no_grad()
 def _weight_scale(name: str, layer: Any, findings: list[Finding]) -> Tensor:
-    """(O,) float32, positive.
+    """(O,) float32, positive; (1,) where all channels share one scale.
 
     A channel without weights gets the largest scale of the others: its codes are 0 at any scale,
     and that of its bias, which the scale is a factor of, is then as fine as theirs.
@@ -196,7 +200,8 @@ def _weight_scale(name: str, layer: Any, findings: list[Finding]) -> Tensor:
             f"quantize.weight_observer of {name}: {kind!r} can't choose the ranges of weights",
             "choose 'min_max' or 'mse'",
         )
-    scale = observer.channel_ranges(layer.weight.detach(), quantizer.highest) / quantizer.highest
+    rows = layer.weight.detach().reshape(len(quantizer.scale), -1)
+    scale = observer.channel_ranges(rows, quantizer.highest) / quantizer.highest
     dead = scale < SMALLEST_SCALE
     number = int(dead.sum())
     if number == 0:
@@ -214,13 +219,20 @@ def _weight_scale(name: str, layer: Any, findings: list[Finding]) -> Tensor:
     return torch.where(dead, scale.max(), scale)
 
 
-def _grid(
+def _range(
     layer: str,
     quantizer: ActivationQuantizer,
     seen: tuple[float, float],
     findings: list[Finding],
-) -> Grid:
-    """The grid of what the observer chose, or of all that was seen where that is nothing."""
+) -> tuple[float, float]:
+    """What the observer chose, or all that was seen where that is nothing."""
+    if quantizer.fixed_grid is not None:
+        grid = quantizer.fixed_grid
+        ends = ((grid.low - 0.5) * grid.scale, (grid.high + 0.5) * grid.scale)
+        if seen[0] < ends[0] or seen[1] > ends[1]:
+            text = f"goes from {seen[0]:.4g} to {seen[1]:.4g}, beyond its fixed grid, which cuts"
+            findings.append(Finding(layer, f"{text} it to {ends[0]:.4g} and {ends[1]:.4g}"))
+        return seen
     low, high = quantizer.observer.range(quantizer.bits)
     if seen[0] == seen[1]:
         low, high = seen
@@ -233,8 +245,20 @@ def _grid(
     elif max(high, 0.0) - min(low, 0.0) < TINY_RANGE:
         text = f"lies between {low:.4g} and {high:.4g}: the layers before it may be dead"
         findings.append(Finding(layer, text))
-    grid = grid_of_range(low, high, quantizer.bits)
-    if quantizer.activation == "relu6":
+    return low, high
+
+
+def _grid(
+    quantizer: ActivationQuantizer, ranges: Mapping[ActivationQuantizer, tuple[float, float]]
+) -> Grid:
+    """The grid of a range, or of those of all that share it."""
+    if quantizer.fixed_grid is not None:
+        return quantizer.fixed_grid
+    leader = quantizer.leader or (quantizer,)
+    sharing = [ends for other, ends in ranges.items() if (other.leader or (other,)) == leader]
+    low, high = min(low for low, _ in sharing), max(high for _, high in sharing)
+    grid = quantizer.target.grid(low, high, quantizer.bits)
+    if quantizer.activation == "relu6" and quantizer.target.caps_relu6:
         scale = min(grid.scale, largest_relu6_scale(quantizer.bits))
         grid = Grid(scale, grid.zero_point, grid.bits)
     return grid

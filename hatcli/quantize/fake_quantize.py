@@ -80,7 +80,7 @@ def fake_quantize_weight(weight: Tensor, scale: Tensor, highest: int) -> Tensor:
 
     Args:
         weight: (O, ...) float32.
-        scale: (O,) float32, positive.
+        scale: (O,) float32, positive; or (1,), the same for all channels.
         highest: largest code; the smallest is its negative.
     """
     by_channel = scale.reshape(-1, *[1] * (weight.ndim - 1))
@@ -89,8 +89,8 @@ def fake_quantize_weight(weight: Tensor, scale: Tensor, highest: int) -> Tensor:
     bound = highest + 0.5
     if scale.requires_grad:
         bound = highest
-        per_channel = weight.numel() / weight.shape[0]
-        by_channel = _scaled_gradient(by_channel, (per_channel * highest) ** -0.5)
+        per_scale = weight.numel() / scale.numel()
+        by_channel = _scaled_gradient(by_channel, (per_scale * highest) ** -0.5)
     steps = (weight / by_channel).clamp(-bound, bound)
     codes = steps.detach().round().clamp(-highest, highest)
     return (steps + (codes - steps).detach()) * by_channel

@@ -1,8 +1,8 @@
-"""The grid that a quantized tensor lies on: scale, zero point and width."""
+"""The grid that a quantized tensor lies on: scale, zero point and width; without numpy or torch."""
 
+import math
+import struct
 from dataclasses import dataclass
-
-import numpy as np
 
 SMALLEST_RANGE = 1e-12  # below it a tensor is all zero for us
 
@@ -42,6 +42,39 @@ def grid_of_range(low: float, high: float, bits: int = 8) -> Grid:
     steps = 2**bits - 1
     if high - low < SMALLEST_RANGE:
         return Grid(1.0, 0, bits)
-    scale = float(np.float32((high - low) / steps))
-    zero_point = int(np.clip(np.rint(-low / scale), 0, steps))
+    scale = _single((high - low) / steps)
+    zero_point = min(max(round(-low / scale), 0), steps)
     return Grid(scale, zero_point, bits)
+
+
+def symmetric_grid(low: float, high: float, bits: int = 8, *, power_of_two: bool = False) -> Grid:
+    """The finest grid with its zero in the middle that spans a range.
+
+    Its codes minus the zero point go from -2**(bits - 1) to 2**(bits - 1) - 1. A range of no
+    extent gets a scale of 1.
+
+    Args:
+        power_of_two: whether the scale is the next power of two from there up.
+    """
+    middle = 2 ** (bits - 1)
+    scale = max(high / (middle - 1), -low / middle)
+    if max(high, 0.0) - min(low, 0.0) < SMALLEST_RANGE:
+        scale = 1.0
+    return centred_grid(power_of_two_from(scale) if power_of_two else scale, bits)
+
+
+def centred_grid(scale: float, bits: int = 8) -> Grid:
+    """The grid of a scale, rounded to float32, with its zero in the middle of the codes."""
+    return Grid(_single(scale), 2 ** (bits - 1), bits)
+
+
+def power_of_two_from(value: float) -> float:
+    """The smallest power of two that isn't below a positive number."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(1.0, exponent - 1 if mantissa == 0.5 else exponent)
+
+
+def _single(value: float) -> float:
+    """The nearest number that float32 holds."""
+    nearest: float = struct.unpack("f", struct.pack("f", value))[0]
+    return nearest

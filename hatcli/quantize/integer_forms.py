@@ -31,6 +31,7 @@ from hatcli.quantize.layers import (
     QuantLinear,
     UpsampleBilinear2x,
 )
+from hatcli.quantize.quantizers import rounded_up
 
 # A convolution of the 3 channels of an image takes onnxruntime twice as long as one of 4, whose
 # codes are one word a pixel; a channel of zeros changes nothing.
@@ -124,7 +125,8 @@ def integer_weights(layer: QuantConv2d | QuantLinear, x: Grid) -> tuple[dict[str
 
     The bias is an int32 in units of the input's scale times the channel's. Where a channel's
     weights are so small that it wouldn't fit, its scale is raised: the weights then count for
-    nothing beside the bias, as they did before.
+    nothing beside the bias, as they did before. Where all channels share one scale, it is raised
+    for all of them, since hardware with a single scale is what such weights are for.
 
     Args:
         x: grid of the input.
@@ -134,8 +136,11 @@ def integer_weights(layer: QuantConv2d | QuantLinear, x: Grid) -> tuple[dict[str
     scale = quantizer.positive_scale().detach().clone()
     bias = layer.bias.detach()
     smallest = (bias.abs().double() / (x.scale * LARGEST_BIAS)).float()
+    if len(scale) < len(smallest):
+        smallest = smallest.amax(0, keepdim=True).expand_as(smallest)
     raised = scale < smallest
     scale = torch.maximum(scale, smallest)
+    scale = rounded_up(scale) if quantizer.power_of_two else scale
     by_channel = scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
     codes = (layer.weight.detach() / by_channel).round()
     codes = codes.clamp(-quantizer.highest, quantizer.highest).to(torch.int8)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hatcli.errors import CheckpointError
+from hatcli.errors import CheckpointError, ConfigError
 from hatcli.quantize.grid import Grid
 from hatcli.quantize.integer.arithmetic import IntAdd, IntConcat, IntMultiply, Requantize
 from hatcli.quantize.integer.base import IntegerOp
@@ -109,7 +109,7 @@ def from_data(document: Mapping[str, Any]) -> fx.GraphModule:
             add_submodule(root, name, op)
             values[name] = graph.call_module(name, inputs)
         graph.output(values[document["output"]])
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ConfigError) as error:
         raise CheckpointError(f"the integer graph is damaged: {error}") from error
     return fx.GraphModule(root, graph, class_name="IntegerGraph").eval()
 

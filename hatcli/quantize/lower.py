@@ -11,13 +11,18 @@ from hatcli.errors import HatError
 from hatcli.quantize.findings import Finding
 from hatcli.quantize.grid import Grid
 from hatcli.quantize.integer.arithmetic import Requantize
-from hatcli.quantize.integer.base import IntegerOp
+from hatcli.quantize.integer.base import IntegerOp, RescalingOp
+from hatcli.quantize.integer.exact import largest_sum
 from hatcli.quantize.integer.floats import Dequantize, Quantize
-from hatcli.quantize.integer.products import IntConv2d
+from hatcli.quantize.integer.maps import IntClamp
+from hatcli.quantize.integer.products import IntConv2d, IntLinear
 from hatcli.quantize.integer_forms import Tensors, float_form, has_integer_form, integer_form, moved
 from hatcli.quantize.lanes import LANES, can_be_widened, widened
 from hatcli.quantize.layers import QuantConv2d
 from hatcli.quantize.quantizers import ActivationQuantizer
+
+# Of the accumulators of a target with an arithmetic of its own, by the bits of what comes in.
+SUM_BITS = {8: 32, 16: 47}
 
 
 @dataclass(frozen=True)
@@ -102,30 +107,34 @@ class _Lowering:
             value = self.values[source]
             relu = quantizer.activation is not None
             if value.grid is None:
-                op: IntegerOp = Quantize(out=quantizer.grid)
-            elif value.grid == quantizer.grid:
+                op: IntegerOp = by_rule(Quantize(out=quantizer.grid), quantizer)
+            elif value.grid != quantizer.grid:
+                op = by_rule(Requantize(x=value.grid, out=quantizer.grid, relu=relu), quantizer)
+            elif relu and value.grid.low < 0:
+                op = IntClamp(out=quantizer.grid, top=quantizer.bounds[1])
+            else:
                 self.values[node] = value
                 return
-            else:
-                op = Requantize(x=value.grid, out=quantizer.grid, relu=relu)
             self.values[node] = self._emit(str(node.target), op, [value], value.channels)
             return
         layer = self._module(source)
         assert layer is not None
         inputs = [self.values[argument] for argument in _arguments(source)]
         if has_integer_form(layer) and all(value.grid is not None for value in inputs):
-            self.values[node] = self._with_grid(source, inputs, quantizer.grid)
+            self.values[node] = self._with_grid(source, inputs, quantizer)
         else:
             value = self._without_grid(source)
-            op = Quantize(out=quantizer.grid)
+            op = by_rule(Quantize(out=quantizer.grid), quantizer)
             self.values[node] = self._emit(str(node.target), op, [value], value.channels)
 
-    def _with_grid(self, node: fx.Node, inputs: Sequence[_Value], out: Grid) -> _Value:
+    def _with_grid(
+        self, node: fx.Node, inputs: Sequence[_Value], quantizer: ActivationQuantizer
+    ) -> _Value:
         """An integer layer; it may take several operations."""
         name, layer = str(node.target), self._module(node)
         assert layer is not None
         tensors = [Tensors(value.grid, value.channels) for value in inputs]
-        ops, channels, findings = integer_form(layer, tensors, out)
+        ops, channels, findings = integer_form(layer, tensors, quantizer.grid)
         self.findings += [Finding(name, text) for text in findings]
         current = list(inputs)
         for suffix, op in ops[:-1]:  # what makes the input fit; it may add channels
@@ -135,6 +144,9 @@ class _Lowering:
         if isinstance(layer, QuantConv2d) and isinstance(op, IntConv2d):
             op = self._widened(node, op, current[0].channels)
             channels = len(op.weight)
+        assert isinstance(op, RescalingOp)
+        op = by_rule(op, quantizer)
+        _require_room(name, op)
         return self._emit(name, op, current, channels)
 
     def _widened(self, node: fx.Node, conv: IntConv2d, inputs: int) -> IntConv2d:
@@ -177,6 +189,24 @@ class _Lowering:
         add_submodule(self.root, name, op)
         node = self.graph.call_module(name, tuple(value.node for value in inputs))
         return _Value(node, op.out, channels)
+
+
+def by_rule(op: RescalingOp, quantizer: ActivationQuantizer) -> RescalingOp:
+    """An operation in the arithmetic of its quantizer's target, its codes within the bounds."""
+    rule = quantizer.target.rule
+    return op if rule is None else op.ruled(rule, quantizer.bounds)
+
+
+def _require_room(name: str, op: RescalingOp) -> None:
+    """Refuse sums that a fixed-point multiplier can't take."""
+    if op.arithmetic is None or not isinstance(op, IntConv2d | IntLinear):
+        return
+    bits = SUM_BITS[op.x.bits]
+    if largest_sum(op.weight, op.x) + int(op.bias.abs().max()) >= 2 ** (bits - 1):
+        raise HatError(
+            f"{name}: its sums may need more than {bits} bits",
+            f"leave it in float: an exception {{'layers': {name!r}, 'float': true}}",
+        )
 
 
 def add_submodule(root: nn.Module, name: str, module: nn.Module) -> None:

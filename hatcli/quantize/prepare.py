@@ -1,9 +1,12 @@
 """From a float model to a graph that can fake-quantize: the first pass of all."""
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from hatcli.errors import ConfigError
 from hatcli.quantize.fuse import erase, fuse
 from hatcli.quantize.layers import QuantConv2d, QuantLinear, UpsampleBilinear2x
 from hatcli.quantize.normalise import normalise
@@ -27,7 +30,8 @@ def prepare(model: nn.Module, spec: Spec, *, fold_batch_norm: bool = True) -> Gr
             behind their convolutions, for training.
 
     Raises:
-        ConfigError: an exception or a leaf module of the spec names nothing.
+        ConfigError: an exception or a leaf module of the spec names nothing, or a batch norm
+            that is kept stands behind a weight with a single scale.
         HatError: the model can't be traced or has a layer that can't be quantized.
     """
     traced = trace(model, spec.leaf_modules)
@@ -40,6 +44,7 @@ def prepare(model: nn.Module, spec: Spec, *, fold_batch_norm: bool = True) -> Gr
     spec.require_matches([*layers, INPUT])
     for node in list(graph.graph.nodes):
         inserter.quantize(node)
+    inserter.share_grids()
     graph.graph.lint()
     graph.recompile()
     return graph.eval()
@@ -55,6 +60,7 @@ class _Inserter:
         self._graph = graph
         self._spec = spec
         self._device = device
+        self._target = spec.build_target()
         self._activations: dict[Node, Activation] = {}
         self._grids: dict[Node, str] = {}
 
@@ -94,11 +100,40 @@ class _Inserter:
             elif not is_float or self._wants_grid(node):
                 self._insert(node, f"{name}.output_quantizer", name)
 
+    def share_grids(self) -> None:
+        """Give one leader to all quantizers around each layer that the target wants it of.
+
+        Tensors of another width can't share the grid, nor those whose grid is fixed.
+        """
+        for node, name in self._grids.items():
+            layer = node.all_input_nodes[0] if node.all_input_nodes else node
+            kind = type(self._module(layer)).__name__
+            if kind in self._target.shared and not self._is_float(layer):
+                self._join([name, *(self._grids[source] for source in layer.all_input_nodes)])
+
+    def _join(self, names: list[str]) -> None:
+        quantizers = [cast("ActivationQuantizer", self._graph.get_submodule(n)) for n in names]
+        free = [quantizer for quantizer in quantizers if quantizer.fixed_grid is None]
+        for bits in {quantizer.bits for quantizer in free}:
+            joined = [q for q in free if q.bits == bits]
+            first, *others = dict.fromkeys(next(iter(q.leader), q) for q in joined)
+            for module in self._graph.modules():
+                if isinstance(module, ActivationQuantizer) and (
+                    module in others or any(leader in others for leader in module.leader)
+                ):
+                    module.leader = (first,)
+
     def _insert(self, node: Node, quantizer: str, layer: str) -> None:
         settings = self._spec.layer(layer)
         module = ActivationQuantizer(
-            self._activations.get(node), settings.activation_bits, dict(settings.observer)
+            self._activations.get(node),
+            settings.activation_bits,
+            dict(settings.observer),
+            self._target,
         )
+        if layer == INPUT and self._target.input_grid is not None:
+            module.fixed_grid = self._target.input_grid(module.bits)
+            module.set_grid(module.fixed_grid)
         self._graph.add_submodule(quantizer, module.to(self._device))
         self._call(node, quantizer)
 
@@ -111,8 +146,17 @@ class _Inserter:
     def _quantize_weight(self, name: str) -> None:
         layer, settings = self._graph.get_submodule(name), self._spec.layer(name)
         if isinstance(layer, QuantConv2d | QuantLinear):
+            per_tensor = settings.weight_granularity == "tensor"
+            if per_tensor and isinstance(layer, QuantConv2d) and layer.bn is not None:
+                raise ConfigError(
+                    f"{name}: one scale for the whole weight needs a folded batch norm",
+                    "set quantize.qat.batch_norm='folded' or quantize.weight_granularity='channel'",
+                )
             layer.weight_quantizer = WeightQuantizer(
-                len(layer.weight), settings.weight_bits, dict(settings.weight_observer)
+                1 if per_tensor else len(layer.weight),
+                settings.weight_bits,
+                dict(settings.weight_observer),
+                power_of_two=self._target.power_of_two,
             ).to(self._device)
 
     def _wants_grid(self, node: Node) -> bool:

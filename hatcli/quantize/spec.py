@@ -7,20 +7,25 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from hatcli.errors import ConfigError, did_you_mean
-from hatcli.quantize import OBSERVERS
+from hatcli.quantize import OBSERVERS, TARGETS
+from hatcli.quantize.target import Target
 from hatcli.registry import fits
 
-TARGETS = ("ort",)
 WEIGHT_BITS = range(2, 9)
 ACTIVATION_BITS = (8, 16)
+GRANULARITIES = "Literal['channel', 'tensor']"
 
 _TYPES = {
     "target": "str",
+    "target_options": "dict",
     "observer": "dict",
     "weight_observer": "dict",
     "weight_bits": "int",
     "activation_bits": "int",
+    "weight_granularity": GRANULARITIES,
     "images": "int",
+    "equalize": "bool",
+    "adaround": "bool | dict",
     "bias_correction": "bool",
     "exceptions": "list",
     "leaf_modules": "list",
@@ -31,9 +36,11 @@ _EXCEPTION_TYPES = {
     "float": "bool",
     "activation_bits": "int",
     "weight_bits": "int",
+    "weight_granularity": GRANULARITIES,
     "observer": "dict",
     "weight_observer": "dict",
 }
+_ADAROUND_TYPES = {"iterations": "int", "learning_rate": "float", "seed": "int"}
 _QAT_TYPES = {
     "scales": "Literal['fixed', 'learned']",
     "batch_norm": "Literal['folded', 'kept']",
@@ -50,10 +57,11 @@ class LayerSpec:
     Attributes:
         is_float: in float32, weights and result; the tensors that come in are those of the
             integer layers before it.
-        weight_bits: 2 to 8; stored as int8 codes, symmetric, one scale a channel.
+        weight_bits: 2 to 8; stored as int8 codes, symmetric.
         activation_bits: of its result, 8 or 16, unsigned with a zero point.
         observer: what chooses the range of its result: {"type": name, ...}.
         weight_observer: what chooses the ranges of its weights.
+        weight_granularity: "channel": a scale for each output channel; "tensor": one for all.
     """
 
     is_float: bool
@@ -61,6 +69,22 @@ class LayerSpec:
     activation_bits: int
     observer: Mapping[str, Any]
     weight_observer: Mapping[str, Any]
+    weight_granularity: str
+
+
+@dataclass(frozen=True)
+class AdaRoundSpec:
+    """How the rounding of weights is learned.
+
+    Attributes:
+        iterations: steps of the optimiser for each layer.
+        learning_rate: of Adam.
+        seed: of the choice of images and places.
+    """
+
+    iterations: int = 200
+    learning_rate: float = 0.05
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,22 +112,47 @@ class Spec:
 
     Attributes:
         target: whose arithmetic the integers follow; "ort" is onnxruntime on x86.
+        target_options: arguments of the target.
         images: how many training images calibration looks at.
+        equalize: whether the channels of neighbouring layers are scaled to alike ranges first.
+        adaround: how the rounding of weights is learned; None: they are rounded to the nearest.
         bias_correction: whether biases make up for the mean error of each channel.
         exceptions: {"layers": glob pattern, setting: value, ...}; later ones win.
         leaf_modules: glob patterns of modules that are one operation each, not looked into.
     """
 
     target: str = "ort"
+    target_options: Mapping[str, Any] = field(default_factory=dict)
     observer: Mapping[str, Any] = field(default_factory=lambda: {"type": "percentile"})
     weight_observer: Mapping[str, Any] = field(default_factory=lambda: {"type": "min_max"})
     weight_bits: int = 8
+    weight_granularity: str = "channel"
     activation_bits: int = 8
     images: int = 256
+    equalize: bool = False
+    adaround: AdaRoundSpec | None = None
     bias_correction: bool = True
     exceptions: tuple[Mapping[str, Any], ...] = ()
     leaf_modules: tuple[str, ...] = ()
     qat: QatSpec = field(default_factory=QatSpec)
+
+    def build_target(self) -> Target:
+        """The target with its options.
+
+        Raises:
+            ConfigError: there is no such target, or an option is wrong.
+        """
+        if self.target not in TARGETS.names():
+            raise ConfigError(
+                f"quantize.target: unknown {self.target!r}",
+                did_you_mean(self.target, TARGETS.names()),
+            )
+        try:
+            TARGETS.check_arguments(TARGETS.part(self.target), self.target_options)
+            target: Target = TARGETS.build({"type": self.target, **self.target_options})
+        except ConfigError as error:
+            raise ConfigError(f"quantize.target_options: {error.message}", error.hint) from error
+        return target
 
     def layer(self, name: str) -> LayerSpec:
         """The settings of one layer: the general ones, then each exception that names it."""
@@ -113,6 +162,7 @@ class Spec:
             "activation_bits": self.activation_bits,
             "observer": self.observer,
             "weight_observer": self.weight_observer,
+            "weight_granularity": self.weight_granularity,
         }
         for exception in self.exceptions:
             if fnmatchcase(name, exception["layers"]):
@@ -123,6 +173,7 @@ class Spec:
             settings["activation_bits"],
             settings["observer"],
             settings["weight_observer"],
+            settings["weight_granularity"],
         )
 
     def require_matches(self, names: Iterable[str]) -> None:
@@ -154,14 +205,13 @@ def read_spec(node: Mapping[str, Any]) -> Spec:
     for position, exception in enumerate(exceptions):
         _check_exception(f"quantize.exceptions.{position}", exception)
     given = {**node, "exceptions": exceptions, "qat": QatSpec(**qat)}
+    given["adaround"] = _adaround(node.get("adaround", False))
     if "leaf_modules" in given:
         given["leaf_modules"] = tuple(given["leaf_modules"])
     spec = Spec(**given)
     _check_numbers("quantize", node)
-    if spec.target not in TARGETS:
-        raise ConfigError(
-            f"quantize.target: unknown {spec.target!r}", did_you_mean(spec.target, TARGETS)
-        )
+    target = spec.build_target()
+    _check_kept_norms(spec, target)
     if spec.images < 1:
         raise ConfigError(f"quantize.images: must be at least 1, got {spec.images}")
     if spec.qat.freeze_after < 0:
@@ -181,6 +231,38 @@ def _check_types(where: str, node: Any, types: Mapping[str, str]) -> None:
             raise ConfigError(f"{where}: no setting {name!r}", did_you_mean(str(name), types))
         if not fits(value, types[name]):
             raise ConfigError(f"{where}.{name}: must be {types[name]}, got {value!r}")
+
+
+def _adaround(node: Any) -> AdaRoundSpec | None:
+    """False is none, True the default, and a dict what differs from it."""
+    if isinstance(node, bool):
+        return AdaRoundSpec() if node else None
+    _check_types("quantize.adaround", node, _ADAROUND_TYPES)
+    spec = AdaRoundSpec(**node)
+    if spec.iterations < 1:
+        raise ConfigError(
+            f"quantize.adaround.iterations: must be at least 1, got {spec.iterations}"
+        )
+    if not (math.isfinite(spec.learning_rate) and spec.learning_rate > 0):
+        raise ConfigError("quantize.adaround.learning_rate: must be a number above 0")
+    return spec
+
+
+def _check_kept_norms(spec: Spec, target: Target) -> None:
+    """What needs folded batch norms, and would be lost or wrong in a QAT that keeps them."""
+    if spec.qat.batch_norm != "kept":
+        return
+    for setting, is_set in (
+        ("weight_granularity='tensor'", spec.weight_granularity == "tensor"),
+        ("equalize=true", spec.equalize),
+        ("adaround", spec.adaround is not None),
+        ("target_options.power_of_two=true", target.power_of_two),
+    ):
+        if is_set:
+            raise ConfigError(
+                f"quantize.{setting} needs folded batch norms, and quantize.qat keeps them",
+                "set quantize.qat.batch_norm='folded'",
+            )
 
 
 def _check_exception(where: str, node: Any) -> None:

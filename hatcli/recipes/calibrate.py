@@ -14,8 +14,10 @@ from hatcli.data.loader import Loader, Sample, SampleSource
 from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.device import pick_device
 from hatcli.events import Job, Note, Warned, headline
+from hatcli.quantize.adaround import round_weights
 from hatcli.quantize.bias_correction import correct_biases
 from hatcli.quantize.calibrate import calibrate
+from hatcli.quantize.equalize import equalize
 from hatcli.quantize.findings import Finding
 from hatcli.quantize.prepare import prepare
 from hatcli.quantize.spec import Spec, read_spec
@@ -71,7 +73,7 @@ def calibrate_float(
         details = ["float32", f"{len(images)} of {len(train_set)} training images"]
         yield from recorded(run, announcement(bench, STEP, run, details, train_set))
         yield from recorded(run, _shortage(spec, images))
-        findings = yield from _calibrate(graph, source, spec)
+        findings = yield from calibrate_graph(graph, source, spec)
         yield from recorded(run, [Warned(str(finding)) for finding in findings])
         if not before.lineage[0]["metrics"]:  # plain weights: nobody has scored them yet
             score = yield from bench.score(before.model().to(place))
@@ -161,8 +163,18 @@ def _shortage(spec: Spec, images: EvenSubset) -> list[Note]:
     return [Note(f"quantize.images is {spec.images}: the training set has {len(images)}")]
 
 
-def _calibrate(graph: GraphModule, source: CalibrationBatches, spec: Spec) -> Job[list[Finding]]:
-    findings = yield from calibrate(graph, source, total=source.images)
-    if spec.bias_correction:
+def calibrate_graph(
+    graph: GraphModule, source: CalibrationBatches, spec: Spec
+) -> Job[list[Finding]]:
+    """Let a prepared graph quantize as a spec says; in place."""
+    findings: list[Finding] = []
+    if spec.equalize:
+        findings += yield from equalize(graph, source, total=source.images)
+    findings += yield from calibrate(graph, source, total=source.images)
+    if spec.adaround is not None:  # compares with the float weights, as the correction does
+        findings += yield from round_weights(
+            graph, source.kept, spec.adaround, correct=spec.bias_correction
+        )
+    elif spec.bias_correction:
         findings += yield from correct_biases(graph, source.kept)
     return findings

@@ -7,19 +7,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hatcli.quantize.grid import Grid
-from hatcli.quantize.integer.base import IntegerOp, quantize
+from hatcli.quantize.integer.base import IntegerOp, RescalingOp, quantize
+from hatcli.quantize.target import Arithmetic
 
 
-class Quantize(IntegerOp):
-    """float32 values to centred codes: QuantizeLinear."""
+class Quantize(RescalingOp):
+    """float32 values to centred codes: QuantizeLinear, or with a rule the same exactly.
 
-    def __init__(self, *, out: Grid) -> None:
-        super().__init__(out)
-        self.result = out
+    Args:
+        ruled: rule and clip of `RescalingOp`.
+    """
+
+    def __init__(self, *, out: Grid, **ruled: Any) -> None:
+        super().__init__(out, {}, **ruled)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Round to the nearest code, half to even."""
-        return quantize(x, self.result)
+        """Round to the nearest code; half to even without a rule."""
+        if self.arithmetic is None:
+            return quantize(x, self.result)
+        return self._exactly(x, self.arithmetic)
+
+    def _exactly(self, x: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """By the target's rounding, which takes integers: four times each value, or nearly.
+
+        No quotient of float32 numbers, of which one is a code and a half times the other, comes
+        nearer to a half than float64 tells apart. Whole and half steps stay what they are, and
+        what lies between two of them becomes the quarter between, which rounds alike.
+        """
+        halves = 2 * torch.div(x.double(), x.new_tensor(self.result.scale).double())
+        halves = halves.clamp_(2 * self.result.low - 2, 2 * self.result.high + 2)
+        below = halves.floor()
+        quarters = 2 * below + (halves != below)
+        return self.cut(arithmetic.rounded(quarters.to(torch.int64), 2))
 
 
 class Dequantize(IntegerOp):

@@ -1,11 +1,13 @@
 """Pooling, and what moves codes without changing them."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hatcli.quantize.grid import Grid
-from hatcli.quantize.integer.base import IntegerOp, requantize, single
+from hatcli.quantize.integer.base import IntegerOp, RescalingOp, ratio, requantize, single
 
 Pair = tuple[int, int]
 
@@ -31,23 +33,27 @@ class IntMaxPool2d(IntegerOp):
         return F.max_pool2d(x, *self._window)
 
 
-class IntGlobalAvgPool(IntegerOp):
+class IntGlobalAvgPool(RescalingOp):
     """The mean over the whole map: QLinearGlobalAveragePool, a sum of integers and one product.
 
     Args:
         x: grid of the input.
+        ruled: rule and clip of `RescalingOp`.
     """
 
-    def __init__(self, *, x: Grid, out: Grid) -> None:
-        super().__init__(out, x=x)
-        self.x, self.result = x, out
+    def __init__(self, *, x: Grid, out: Grid, **ruled: Any) -> None:
+        super().__init__(out, {"x": x}, **ruled)
+        self.x = x
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, 1, 1)."""
-        total = x.double().sum((2, 3), keepdim=True).float()
+        total = x.double().sum((2, 3), keepdim=True)
+        if self.arithmetic is not None:
+            mean = ratio(self.x.scale, over=self.result) / (x.shape[2] * x.shape[3])
+            return self.combined(self.arithmetic, [total], [mean], [self.x])
         places = single(float(x.shape[2] * x.shape[3]))
         multiplier = single(self.x.scale) / (single(self.result.scale) * places)
-        return requantize(total, float(multiplier), self.result)
+        return requantize(total.float(), float(multiplier), self.result)
 
 
 class IntUpsampleNearest(IntegerOp):

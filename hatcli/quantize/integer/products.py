@@ -1,6 +1,7 @@
 """Convolution and linear layer of integers, requantized: QLinearConv and QGemm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +9,21 @@ from torch import Tensor
 
 from hatcli.errors import HatError
 from hatcli.quantize.grid import Grid
-from hatcli.quantize.integer.base import IntegerOp, requantize, single
+from hatcli.quantize.integer.base import (
+    RescalingOp,
+    ratio,
+    requantize,
+    single,
+    sum_of_products,
+)
 from hatcli.quantize.integer.exact import Way, choose_way, exact_arithmetic, split
+from hatcli.quantize.target import Arithmetic
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _Parts = tuple[Way, list[Tensor], Tensor, Tensor]
 
 
-class _WeightedOp(IntegerOp):
+class _WeightedOp(RescalingOp):
     """An exact sum of products with int8 weights and an int32 bias, then one requantization.
 
     Args:
@@ -24,6 +32,7 @@ class _WeightedOp(IntegerOp):
         weight_scale: (O,) float32.
         x: grid of the input.
         out: grid of the result.
+        rule: see `RescalingOp`; and so for clip.
 
     Attributes:
         way: how the sum is computed; see `choose_way`.
@@ -41,14 +50,17 @@ class _WeightedOp(IntegerOp):
         weight_scale: Tensor,
         x: Grid,
         out: Grid,
+        rule: Mapping[str, Any] | None = None,
+        clip: tuple[int, int] | None = None,
         **settings: object,
     ) -> None:
-        super().__init__(out, x=x, **settings)
-        self.x, self.result = x, out
+        super().__init__(out, {"x": x, **settings}, rule=rule, clip=clip)
+        self.x = x
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("weight_scale", weight_scale)
         self._prepared: tuple[torch.device, _Parts] | None = None
+        self._fixed: tuple[torch.device, tuple[Tensor, Tensor]] | None = None
 
     @property
     def way(self) -> Way:
@@ -67,15 +79,33 @@ class _WeightedOp(IntegerOp):
             if way == "float32":
                 total = product(x, weights[0], bias)
             elif way == "float32_then_bias":
-                total = product(x, weights[0], None).add_(bias.reshape(broadcast))
+                total = product(x, weights[0], None)
+                total = total if self.arithmetic is None else total.double()
+                total.add_(bias.reshape(broadcast))
             elif way == "split":
                 high = product(x, weights[0], None).double().mul_(16)
                 low = product(x, weights[1], None)
-                total = high.add_(low).add_(bias.reshape(broadcast)).float()
+                total = high.add_(low).add_(bias.reshape(broadcast))
             else:
                 total = product(x.double(), weights[0], None).add_(bias.reshape(broadcast))
-                total = total.round_().float()  # FFT in float64 may miss an integer by a hair
-        return requantize(total, multiplier.reshape(broadcast), self.result)
+                total.round_()  # FFT in float64 may miss an integer by a hair
+        if self.arithmetic is None:
+            return requantize(total.float(), multiplier.reshape(broadcast), self.result)
+        fixed, shift = self._fixed_point(self.arithmetic, x.device)
+        scaled = sum_of_products([total], [fixed.reshape(broadcast)])
+        return self.cut(self.arithmetic.rounded(scaled, shift.reshape(broadcast)))
+
+    def _fixed_point(self, arithmetic: Arithmetic, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Multiplier and shift of each channel, (O,) int64."""
+        if self._fixed is None or self._fixed[0] != device:
+            pairs = [
+                arithmetic.multipliers([ratio(self.x.scale, scale, over=self.result)], self.x.bits)
+                for scale in self.weight_scale.tolist()
+            ]
+            multipliers = torch.tensor([multiplier for (multiplier,), _ in pairs], device=device)
+            shifts = torch.tensor([shift for _, shift in pairs], device=device)
+            self._fixed = device, (multipliers, shifts)
+        return self._fixed[1]
 
     def _parts(self, device: torch.device) -> _Parts:
         """Way, weights and bias in the dtype of their arithmetic, and the multipliers."""
@@ -115,6 +145,8 @@ class IntConv2d(_WeightedOp):
         dilation: tuple[int, int] = (1, 1),
         groups: int = 1,
         covers: bool = False,
+        rule: Mapping[str, Any] | None = None,
+        clip: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(
             weight=weight,
@@ -127,6 +159,8 @@ class IntConv2d(_WeightedOp):
             dilation=tuple(dilation),
             groups=groups,
             covers=covers,
+            rule=rule,
+            clip=clip,
         )
         self.covers = covers
         self.stride, self.dilation = tuple(stride), tuple(dilation)

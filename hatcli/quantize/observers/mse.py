@@ -7,6 +7,7 @@ from torch import Tensor
 from hatcli.quantize import OBSERVERS
 from hatcli.quantize.grid import Grid, grid_of_range
 from hatcli.quantize.histogram import BINS, Histogram
+from hatcli.quantize.target import GridOf
 
 COARSE_RATIOS = np.geomspace(1.0, 0.01, 65)  # 7 % apart
 FINE_RATIOS = 33  # between the neighbours of the best of them: 0.5 % apart
@@ -16,23 +17,25 @@ _POINT = 1e-6  # in grid steps: a narrower bin counts as one value, lest differe
 
 
 @OBSERVERS.register
-def mse(bins: int = BINS) -> "MeanSquaredError":
+def mse(bins: int = BINS, grid_of: GridOf = grid_of_range) -> "MeanSquaredError":
     """The range, a part of the whole one, at which quantizing does the least squared error.
 
     Args:
         bins: of the histogram; a multiple of 4.
+        grid_of: how the target makes a grid of a range.
 
     Raises:
         ConfigError: the number of bins is out of bounds.
     """
-    return MeanSquaredError(Histogram(bins))
+    return MeanSquaredError(Histogram(bins), grid_of)
 
 
 class MeanSquaredError:
     """Tries parts of the whole range, both ends cut by the same ratio."""
 
-    def __init__(self, histogram: Histogram) -> None:
+    def __init__(self, histogram: Histogram, grid_of: GridOf = grid_of_range) -> None:
         self.histogram = histogram
+        self.grid_of = grid_of
 
     def observe(self, x: Tensor) -> None:
         """Take in a tensor of any shape, float32, finite."""
@@ -75,7 +78,7 @@ class MeanSquaredError:
         counts = self.histogram.counts[first : last + 1]
         edges = self.histogram.edges()[first : last + 2]
         low, high = self.histogram.low, self.histogram.high
-        grids = [grid_of_range(low * ratio, high * ratio, bits) for ratio in ratios.tolist()]
+        grids = [self.grid_of(low * ratio, high * ratio, bits) for ratio in ratios.tolist()]
         return [squared_error(edges, counts, grid) for grid in grids]
 
 
