@@ -78,7 +78,7 @@ def test_help_shows_an_example_and_loads_nothing_heavy(command):
         (["eval", "unet", "--official"], "--official and --gt-dir go together"),
         (["eval", "--ckpt", "x.pth", "--min", "mIoU"], "give NAME=VALUE"),
         (["eval", "--ckpt", "no/such.pth"], "checkpoint not found: no/such.pth"),
-        (["quantize", "unet"], "not built yet"),
+        (["quantize", "unet"], "calibration: no float checkpoint of unet in runs/"),
         (["config", "check", "unet", "fit.precisio=1"], "fit: no setting 'precisio'"),
     ],
 )
