@@ -67,11 +67,13 @@ def run_line(line: str) -> None:
     words = shlex.split(line)
     target = words.index(">") if ">" in words else None
     arguments = words[1:target]
-    trains_shipped = arguments[0] == "train" and not {"--val-only", "--resume"} & set(arguments)
+    other = {"--val-only", "--resume", "--compare"} & set(arguments)
+    trains_shipped = arguments[0] in ("train", "quantize") and not other
     small = SMALL_CLASSES if "vargconvnet" in line else SMALL_MAPS
     # They come first, so that what the document says wins.
     code = run([arguments[0], *(small if trains_shipped else []), *arguments[1:]])
-    assert code == 0, line
+    # Whether a network of one epoch meets a budget is chance; both are documented results.
+    assert code in ((0, 3) if "--max-drop" in words else (0,)), line
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

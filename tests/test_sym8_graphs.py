@@ -253,7 +253,7 @@ def test_a_relu_on_a_symmetric_grid_is_in_the_file(tmp_path):
     [
         ({"target": "sym9"}, "quantize.target: unknown 'sym9'", "'sym8'"),
         ({"target_options": {"rounding": "half_up"}}, "target 'ort' has no argument", ""),
-        ({"target": "sym8", "target_options": {"roundings": 1}}, "argument 'roundings'", "'rounding'"),
+        ({"target": "sym8", "target_options": {"round": 1}}, "argument 'round'", "'rounding'"),
         ({"target": "sym8", "target_options": {"rounding": "up"}}, "rounding must be Literal", ""),
         ({"target": "sym8", "target_options": {"multiplier_bits": 8}}, "must be 16 to 31", ""),
         ({"target": "sym8", "target_options": {"multiplier_bits": 16.0}}, "must be int", ""),

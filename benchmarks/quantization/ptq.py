@@ -1,10 +1,16 @@
 """Accuracy of post-training quantization: ours beside onnxruntime's own tool, in one run.
 
     python benchmarks/quantization/ptq.py WEIGHTS --calibration ROOT --test ROOT
+        [--setting channel|tensor|w4]
+
+The setting is that of the weights: 8 bits with a scale for each channel, 8 bits with one scale for
+the whole weight, or 4 bits with a scale for each channel (which onnxruntime's tool doesn't do for
+convolutions). Activations have 8 bits in all of them.
 
 ROOT is a folder with train_lmdb and val_lmdb of ``hat pack imagenet``. Calibration sees the first
 20 images of each class of the calibration root's train split. Our variant is chosen on the test
-root's train split, which is small; its val split is scored once for each row. Every row is an
+root's train split, which is small; its val split is scored once for each row, where the setting
+isn't "channel" for all of our variants, chosen or not. Every row is an
 int8 file run by onnxruntime: agreement is the share of images where it and the float model put
 the same class first, SQNR is that of the scores, in decibels.
 """
@@ -36,11 +42,13 @@ from hatcli.engine.weights import load_foreign_weights
 from hatcli.export.onnx import Deployed, export_onnx
 from hatcli.export.parity import compare_codes
 from hatcli.export.quantized import export_quantized
+from hatcli.quantize.adaround import round_weights
 from hatcli.quantize.bias_correction import correct_biases
 from hatcli.quantize.calibrate import calibrate
+from hatcli.quantize.equalize import equalize
 from hatcli.quantize.lower import lower
 from hatcli.quantize.prepare import prepare
-from hatcli.quantize.spec import read_spec
+from hatcli.quantize.spec import Spec, read_spec
 from hatcli.recipes.build import (
     build_batch_transforms,
     build_dataset,
@@ -48,10 +56,42 @@ from hatcli.recipes.build import (
     build_model,
 )
 
-OURS = {
-    f"hat {observer}{' + bias correction' if correct else ''}": (observer, correct)
+MIN_MAX, MSE = {"type": "min_max"}, {"type": "mse"}
+CHANNEL: dict[str, dict[str, Any]] = {
+    f"hat {observer}{' + bias correction' if correct else ''}": {
+        "observer": {"type": observer},
+        "bias_correction": correct,
+    }
     for observer in ("min_max", "percentile", "mse")
     for correct in (False, True)
+}
+PLAIN: dict[str, dict[str, Any]] = {
+    "min_max": {"observer": MIN_MAX, "bias_correction": False},
+    "min_max + bias correction": {"observer": MIN_MAX},
+    "adaround": {"adaround": True},  # which corrects biases as well
+    "mse weights + adaround": {"weight_observer": MSE, "adaround": True},
+}
+EQUALIZED: dict[str, dict[str, Any]] = {
+    "equalize + bias correction": {"equalize": True},
+    "equalize + adaround": {"equalize": True, "adaround": True},
+}
+FOUR_BITS: dict[str, dict[str, Any]] = {
+    "mse weights + bias correction": {"weight_observer": MSE},
+    "equalize + mse weights + adaround": {
+        "equalize": True,
+        "weight_observer": MSE,
+        "adaround": True,
+    },
+}
+OURS: dict[str, dict[str, dict[str, Any]]] = {
+    "channel": CHANNEL,
+    "tensor": PLAIN | EQUALIZED,
+    "w4": PLAIN | FOUR_BITS,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "channel": {},
+    "tensor": {"weight_granularity": "tensor"},
+    "w4": {"weight_bits": 4},
 }
 PEERS = {
     "onnxruntime MinMax": CalibrationMethod.MinMax,
@@ -67,6 +107,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--per-class", type=int, default=20)
+    parser.add_argument("--setting", choices=list(SETTINGS), default="channel")
     parser.add_argument("--skip-peers", action="store_true")
     given = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
@@ -80,7 +121,15 @@ def main() -> None:
     )
     print(f"calibration {sum(map(len, images))} images, test {sum(len(x) for x, _ in test)}")
     with tempfile.TemporaryDirectory() as folder:
-        run(model, images, chosen_on, test, Path(folder), skip_peers=given.skip_peers)
+        run(
+            model,
+            images,
+            chosen_on,
+            test,
+            Path(folder),
+            setting=given.setting,
+            skip_peers=given.skip_peers or given.setting == "w4",
+        )
 
 
 def run(
@@ -90,28 +139,31 @@ def run(
     test: list[tuple[Tensor, Tensor]],
     folder: Path,
     *,
+    setting: str,
     skip_peers: bool,
 ) -> None:
     files: dict[str, Path] = {}
     seconds: dict[str, float] = {}
-    for number, (name, (observer, correct)) in enumerate(OURS.items()):
+    ours = OURS[setting]
+    for number, (name, node) in enumerate(ours.items()):
         started = time.perf_counter()
         files[name] = folder / f"ours{number}.onnx"
-        write_ours(model, images, files[name], observer, correct=correct)
+        write_ours(model, images, files[name], read_spec({**SETTINGS[setting], **node}))
         seconds[name] = time.perf_counter() - started
+        print(f"  {name}: {seconds[name]:.0f} s", flush=True)
     print("\nour variants on the images that choose between them")
-    scored = {name: score(files[name], model, chosen_on) for name in OURS}
+    scored = {name: score(files[name], model, chosen_on) for name in ours}
     show(scored, seconds, files)
     best = max(scored, key=lambda name: scored[name]["sqnr"])
     print(f"chosen: {best}")
-    rows = [best]
+    rows = [best] if setting == "channel" else list(ours)
     if not skip_peers:
         float_file = folder / "float.onnx"
         write_float(model, float_file)
         for number, (name, method) in enumerate(PEERS.items()):
             started = time.perf_counter()
             files[name] = folder / f"peer{number}.onnx"
-            write_peer(float_file, files[name], images, method)
+            write_peer(float_file, files[name], images, method, per_channel=setting == "channel")
             seconds[name] = time.perf_counter() - started
             rows.append(name)
     print("\ntest images")
@@ -152,12 +204,15 @@ def finish(job: Any) -> Any:
             return stop.value
 
 
-def write_ours(
-    model: nn.Module, images: list[Tensor], path: Path, observer: str, *, correct: bool
-) -> None:
-    graph = prepare(model, read_spec({"observer": {"type": observer}}))
-    finish(calibrate(graph, images, total=sum(map(len, images))))
-    if correct:
+def write_ours(model: nn.Module, images: list[Tensor], path: Path, spec: Spec) -> None:
+    graph = prepare(model, spec)
+    total = sum(map(len, images))
+    if spec.equalize:
+        finish(equalize(graph, images, total=total))
+    finish(calibrate(graph, images, total=total))
+    if spec.adaround is not None:
+        finish(round_weights(graph, images, spec.adaround, correct=spec.bias_correction))
+    elif spec.bias_correction:
         finish(correct_biases(graph, images))
     integers = lower(graph).graph
     path.write_bytes(
@@ -173,7 +228,14 @@ def write_float(model: nn.Module, path: Path) -> None:
     quant_pre_process(str(raw), str(path))
 
 
-def write_peer(source: Path, path: Path, images: list[Tensor], method: CalibrationMethod) -> None:
+def write_peer(
+    source: Path,
+    path: Path,
+    images: list[Tensor],
+    method: CalibrationMethod,
+    *,
+    per_channel: bool,
+) -> None:
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.images = iter(image[None].numpy() for batch in images for image in batch)
@@ -186,7 +248,7 @@ def write_peer(source: Path, path: Path, images: list[Tensor], method: Calibrati
         str(source),
         str(path),
         Reader(),
-        per_channel=True,
+        per_channel=per_channel,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=method,

@@ -78,14 +78,15 @@ def main(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Calibrate a float model, list its layers by damage, and raise the fewest it takes.
+    """Find the layers that quantization hurts, and raise the fewest that it takes.
 
-    Writes a run folder with quantize.json, report.html, a checkpoint of calibration and its ONNX
-    file; with --max-drop the exceptions for the config, too, in override.txt.
+    Writes a run folder with quantize.json, report.html, a checkpoint of
+    calibration and its ONNX file; with --max-drop the exceptions for the config,
+    too, in override.txt.
 
     Example: hat quantize unet --ckpt best.pth
 
-    Example: hat quantize efficientnet_lite0 --weights lite0.pth --max-drop 1.0 --raise int16
+    Example: hat quantize efficientnet_lite0 --weights lite0.pth --max-drop 1.0
 
     Example: hat quantize --compare calibration-checkpoint-best.pth.tar
     """

@@ -29,9 +29,10 @@ def describe_layers(
         batch: (N, 3, H, W) float32.
 
     Returns:
-        name -> "weight_low", "weight_high" and "weight_hist" where it has weights, "code_low" and
-        "code_high" where its result is on a grid, "activation_hist", and "scatter": {"float": [...], "integer": [...]}, the same places of
-        its result in float and in the quantized graph. A histogram is {"edges", "counts"}.
+        name -> "weight_low", "weight_high" and "weight_hist" where it has weights, "code_low"
+        and "code_high" where its result is on a grid, "activation_hist", and "scatter":
+        {"float": [...], "integer": [...]}, the same places of its result in float and in the
+        quantized graph. A histogram is {"edges", "counts"}.
     """
     places = {place.name: place for place in find_places(reference) if place.name in names}
     exact = _results(reference, places, batch)
