@@ -13,7 +13,7 @@ from hatcli.quantize.calibrate import calibrate
 from hatcli.quantize.fake_quantize import fake_quantize_weight
 from hatcli.quantize.grid import grid_of_range
 from hatcli.quantize.integer.exact import LARGEST_BIAS
-from hatcli.quantize.integer_forms import integer_weights
+from hatcli.quantize.integer.forms import integer_weights
 from hatcli.quantize.layers import weighted_layers
 from hatcli.quantize.lower import lower
 from hatcli.quantize.prepare import prepare

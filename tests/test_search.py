@@ -10,13 +10,13 @@ from test_sensitivity import BATCHES, named, quantized, street
 
 from hatcli.errors import ConfigError
 from hatcli.events import Note
+from hatcli.quantize.analysis.raising import Raiser, can_be_raised, exception_of, order_by_gain
+from hatcli.quantize.analysis.search import Search, Trial
+from hatcli.quantize.analysis.sensitivity import measure_damage
 from hatcli.quantize.calibrate import calibrate
 from hatcli.quantize.lower import lower
 from hatcli.quantize.prepare import prepare
 from hatcli.quantize.quantizers import ActivationQuantizer
-from hatcli.quantize.raising import Raiser, can_be_raised, exception_of, order_by_gain
-from hatcli.quantize.search import Search, Trial
-from hatcli.quantize.sensitivity import measure_damage
 from hatcli.quantize.spec import read_spec
 
 

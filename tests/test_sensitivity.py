@@ -12,12 +12,12 @@ from torch import nn
 
 from hatcli.errors import HatError, UsageError
 from hatcli.events import Progress
+from hatcli.quantize.analysis.details import describe_layers
+from hatcli.quantize.analysis.sensitivity import measure_damage
 from hatcli.quantize.bias_correction import correct_biases
 from hatcli.quantize.calibrate import calibrate
-from hatcli.quantize.details import describe_layers
 from hatcli.quantize.prepare import prepare
 from hatcli.quantize.quantizers import ActivationQuantizer, set_mode
-from hatcli.quantize.sensitivity import measure_damage
 from hatcli.quantize.spec import read_spec
 
 BATCHES = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(n)) for n in (1, 2)]

@@ -19,8 +19,8 @@ from small_nets import (
 from torch import nn
 
 from hatcli.errors import ConfigError, HatError
+from hatcli.quantize.graph.normalise import opaque_layers
 from hatcli.quantize.layers import QuantConv2d, QuantLinear
-from hatcli.quantize.normalise import opaque_layers
 from hatcli.quantize.prepare import prepare
 from hatcli.quantize.spec import Spec
 

@@ -23,8 +23,8 @@ from torch import Tensor, fx, nn
 from hatcli.errors import UsageError
 from hatcli.events import Job, Progress
 from hatcli.quantize.findings import Finding
+from hatcli.quantize.graph.operations import whole_factor
 from hatcli.quantize.layers import QuantConv2d, QuantLinear
-from hatcli.quantize.operations import whole_factor
 from hatcli.quantize.quantizers import ActivationQuantizer, set_mode
 
 MOST_ROUNDS = 100

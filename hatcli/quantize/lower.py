@@ -14,10 +14,10 @@ from hatcli.quantize.integer.arithmetic import Requantize
 from hatcli.quantize.integer.base import IntegerOp, RescalingOp
 from hatcli.quantize.integer.exact import largest_sum
 from hatcli.quantize.integer.floats import Dequantize, Quantize
+from hatcli.quantize.integer.forms import Tensors, float_form, has_integer_form, integer_form, moved
+from hatcli.quantize.integer.lanes import LANES, can_be_widened, widened
 from hatcli.quantize.integer.maps import IntClamp
 from hatcli.quantize.integer.products import IntConv2d, IntLinear
-from hatcli.quantize.integer_forms import Tensors, float_form, has_integer_form, integer_form, moved
-from hatcli.quantize.lanes import LANES, can_be_widened, widened
 from hatcli.quantize.layers import QuantConv2d
 from hatcli.quantize.quantizers import ActivationQuantizer
 

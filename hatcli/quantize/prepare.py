@@ -7,13 +7,13 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from hatcli.errors import ConfigError
-from hatcli.quantize.fuse import erase, fuse
+from hatcli.quantize.graph.fuse import erase, fuse
+from hatcli.quantize.graph.normalise import normalise
+from hatcli.quantize.graph.operations import whole_factor
+from hatcli.quantize.graph.tracing import trace
 from hatcli.quantize.layers import QuantConv2d, QuantLinear, UpsampleBilinear2x
-from hatcli.quantize.normalise import normalise
-from hatcli.quantize.operations import whole_factor
 from hatcli.quantize.quantizers import Activation, ActivationQuantizer, WeightQuantizer
 from hatcli.quantize.spec import Spec
-from hatcli.quantize.tracing import trace
 
 INPUT = "input"  # what exceptions call the images, in place of a layer's name
 

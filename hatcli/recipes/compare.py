@@ -15,8 +15,8 @@ from hatcli.errors import CheckpointError, UsageError
 from hatcli.events import Job, Note, Progress
 from hatcli.export.parity import differing_layers
 from hatcli.export.quantized import export_quantized
-from hatcli.quantize.layer_results import layer_results
-from hatcli.quantize.layer_statistics import decibels, power
+from hatcli.quantize.analysis.layer_results import layer_results
+from hatcli.quantize.analysis.layer_statistics import decibels, power
 from hatcli.quantize.prepare import prepare
 from hatcli.quantize.quantizers import set_mode
 from hatcli.quantize.spec import read_spec

@@ -16,14 +16,14 @@ from hatcli.config import Config, from_values
 from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.device import pick_device
 from hatcli.events import Job, Note, Warned, headline
+from hatcli.quantize.analysis.details import describe_layers
+from hatcli.quantize.analysis.raising import How, Raiser
+from hatcli.quantize.analysis.sensitivity import LayerDamage, Sensitivity, measure_damage
 from hatcli.quantize.bias_correction import correct_biases
-from hatcli.quantize.details import describe_layers
 from hatcli.quantize.equalize import equalize
 from hatcli.quantize.findings import Finding
 from hatcli.quantize.lower import lower
 from hatcli.quantize.prepare import prepare
-from hatcli.quantize.raising import How, Raiser
-from hatcli.quantize.sensitivity import LayerDamage, Sensitivity, measure_damage
 from hatcli.quantize.spec import Spec, read_spec
 from hatcli.recipes.build import build_loader, build_metric
 from hatcli.recipes.calibrate import CalibrationBatches, EvenSubset, calibrate_graph

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from hatcli.engine.loop import LoadedBatch
 from hatcli.events import Event, Job, Note, Progress
+from hatcli.quantize.analysis.raising import How, Raiser, exception_of, order_by_gain
+from hatcli.quantize.analysis.search import Search, Trial
+from hatcli.quantize.analysis.sensitivity import LayerDamage, Sensitivity
 from hatcli.quantize.bias_correction import correct_biases
-from hatcli.quantize.raising import How, Raiser, exception_of, order_by_gain
-from hatcli.quantize.search import Search, Trial
-from hatcli.quantize.sensitivity import LayerDamage, Sensitivity
 from hatcli.recipes.build import build_loader
 from hatcli.recipes.calibrate import EvenSubset
 from hatcli.recipes.workbench import Workbench

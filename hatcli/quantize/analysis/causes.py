@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from hatcli.quantize.integer_forms import has_integer_form
-from hatcli.quantize.layer_statistics import LayerStatistics
+from hatcli.quantize.analysis.layer_statistics import LayerStatistics
+from hatcli.quantize.analysis.places import module_of
+from hatcli.quantize.integer.forms import has_integer_form
 from hatcli.quantize.layers import Add, Concat, QuantConv2d, QuantLinear
-from hatcli.quantize.places import module_of
 from hatcli.quantize.quantizers import ActivationQuantizer, WeightQuantizer
 
 UNHARMED_DB = 40.0  # above it a layer costs nothing worth a remark

@@ -10,15 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from hatcli.errors import HatError
 from hatcli.quantize.findings import Finding
-from hatcli.quantize.layers import (
-    Add,
-    Concat,
-    Multiply,
-    QuantConv2d,
-    QuantLinear,
-    UpsampleBilinear2x,
-)
-from hatcli.quantize.operations import (
+from hatcli.quantize.graph.operations import (
     CONSTANT_HINT,
     Chain,
     Unsupported,
@@ -28,8 +20,16 @@ from hatcli.quantize.operations import (
     is_in_place,
     whole_factor,
 )
+from hatcli.quantize.graph.tracing import is_plain
+from hatcli.quantize.layers import (
+    Add,
+    Concat,
+    Multiply,
+    QuantConv2d,
+    QuantLinear,
+    UpsampleBilinear2x,
+)
 from hatcli.quantize.quantizers import ActivationQuantizer
-from hatcli.quantize.tracing import is_plain
 
 INTEGER_KINDS: tuple[type[nn.Module], ...] = (
     nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.MaxPool2d, nn.AvgPool2d,

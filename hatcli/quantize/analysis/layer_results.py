@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from hatcli.quantize.analysis.places import Walk, find_places
 from hatcli.quantize.integer.base import IntegerOp
-from hatcli.quantize.places import Walk, find_places
 from hatcli.quantize.prepare import INPUT
 
 

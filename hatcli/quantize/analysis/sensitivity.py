@@ -9,10 +9,15 @@ from torch import Tensor, fx
 
 from hatcli.errors import HatError, UsageError
 from hatcli.events import Job, Progress
-from hatcli.quantize.causes import Cause, find_cause
-from hatcli.quantize.layer_statistics import LayerStatistics, compare_layers, decibels, power
+from hatcli.quantize.analysis.causes import Cause, find_cause
+from hatcli.quantize.analysis.layer_statistics import (
+    LayerStatistics,
+    compare_layers,
+    decibels,
+    power,
+)
+from hatcli.quantize.analysis.places import Place, Values, Walk, find_places
 from hatcli.quantize.layers import QuantConv2d, QuantLinear
-from hatcli.quantize.places import Place, Values, Walk, find_places
 from hatcli.quantize.quantizers import ActivationQuantizer, set_mode
 
 CLEAR_DB = 6.0  # a layer this much better than the tenth worst needs no second look

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from hatcli.quantize.places import Place, Walk, find_places
+from hatcli.quantize.analysis.places import Place, Walk, find_places
 from hatcli.quantize.quantizers import ActivationQuantizer
 
 BINS = 64

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
+from hatcli.quantize.graph.tracing import is_plain
 from hatcli.quantize.layers import Add, Concat, Multiply, UpsampleBilinear2x
-from hatcli.quantize.tracing import is_plain
 
 
 class Chain(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from hatcli.quantize.analysis.sensitivity import LayerDamage
 from hatcli.quantize.calibrate import calibrate, layer_of
 from hatcli.quantize.layers import weighted_layers
 from hatcli.quantize.prepare import prepare
 from hatcli.quantize.quantizers import ActivationQuantizer, set_mode
-from hatcli.quantize.sensitivity import LayerDamage
 from hatcli.quantize.spec import Spec
 
 How = Literal["int16", "float"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from hatcli.events import Job, Progress
+from hatcli.quantize.analysis.places import Place, Walk, channel_peaks, module_of
 from hatcli.quantize.layers import QuantConv2d, QuantLinear
-from hatcli.quantize.places import Place, Walk, channel_peaks, module_of
 from hatcli.quantize.quantizers import ActivationQuantizer
 
 SAMPLE = 1 << 14  # values of each result and batch that its quantiles are made of
