@@ -261,3 +261,16 @@ def test_a_learned_scale_gives_what_a_fixed_one_does():
         FakeQuantize.apply(x, grid.scale, grid.low, grid.high),
         LearnedFakeQuantize.apply(x, torch.tensor(grid.scale), grid.low, grid.high),
     )
+
+
+def test_a_scale_of_zero_is_lifted_and_gives_no_nan():
+    quantizer = ActivationQuantizer(None, 8, {"type": "min_max"})
+    quantizer.load_state_dict({"scale": torch.tensor(0.0), "zero_point": torch.tensor(3)})
+    quantizer.mode = "quantize"
+    assert quantizer.grid.scale > 0
+    assert torch.isfinite(quantizer(torch.randn(64))).all()
+    weights = WeightQuantizer(4, 8, {"type": "min_max"})
+    weights.load_state_dict({"scale": torch.zeros(4)})
+    weights.mode = "quantize"
+    assert torch.isfinite(weights(torch.randn(4, 3, 1, 1))).all()
+    assert weights.codes(torch.randn(4, 3, 1, 1)).abs().max() <= 127
