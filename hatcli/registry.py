@@ -116,6 +116,20 @@ class Registry:
         given = {key: value for key, value in given.items() if key in accepted}
         return self._imported[part.name](**arguments, **given)
 
+    def check_node(self, where: str, node: Any) -> None:
+        """Refuse what `build` would refuse, without an import; ``where`` the node stands.
+
+        Raises:
+            ConfigError: it is no dict with a type, or its name or an argument is wrong.
+        """
+        if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
+            raise ConfigError(f"{where}: must be a dict with a 'type', got {node!r}")
+        arguments = {key: value for key, value in node.items() if key != "type"}
+        try:
+            self.check_arguments(self.part(node["type"]), arguments)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.message}", error.hint) from error
+
     def check_arguments(self, part: Part, arguments: Mapping[str, Any]) -> None:
         """Refuse unknown and missing arguments, and values of a plainly wrong type."""
         offered = {p.name: p for p in part.parameters if p.name not in self.given}

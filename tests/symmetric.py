@@ -4,6 +4,7 @@ from functools import cache
 
 import torch
 from integer_graphs import all_values
+from made_cityscapes import finish
 from rational import codes_of
 
 from hatcli.models import MODELS
@@ -15,21 +16,13 @@ from hatcli.quantize.prepare import prepare
 from hatcli.quantize.spec import read_spec
 
 
-def finished(job):
-    while True:
-        try:
-            next(job)
-        except StopIteration as stop:
-            return stop.value
-
-
 def spec(options=None, **more):
     return read_spec({"target": "sym8", "target_options": options or {}, **more})
 
 
 def calibrated(net, images, **settings):
     graph = prepare(net, spec(**settings))
-    findings = finished(calibrate(graph, [images], total=len(images)))
+    findings = finish(calibrate(graph, [images], total=len(images)))
     return graph, findings
 
 

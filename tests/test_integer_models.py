@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 import torch
+from made_cityscapes import finish
 
 from hatcli.export.fusion import inspect_fusion
 from hatcli.export.parity import compare_codes
@@ -19,14 +20,6 @@ from hatcli.quantize.spec import read_spec
 SHIPPED = [name for name in MODELS.names() if MODELS.part(name).module.startswith("hatcli.")]
 
 
-def finished(job):
-    while True:
-        try:
-            next(job)
-        except StopIteration as stop:
-            return stop.value
-
-
 @cache
 def quantized(name, upsample=None):
     """A network of random weights with settled norms, as a calibrated graph."""
@@ -39,8 +32,8 @@ def quantized(name, upsample=None):
         for _ in range(3):
             model(images)
     graph = prepare(model.eval(), read_spec({}))
-    finished(calibrate(graph, [images], total=8))
-    finished(correct_biases(graph, [images]))
+    finish(calibrate(graph, [images], total=8))
+    finish(correct_biases(graph, [images]))
     return model, graph
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from integer_graphs import all_values
 from small_nets import conv, net_of, outputs, quantizer, row
-from symmetric import calibrated, finished, grids_of, lowered, network, spec, wrong_codes
+from symmetric import calibrated, finish, grids_of, lowered, network, spec, wrong_codes
 from torch import nn
 
 from hatcli.errors import ConfigError
@@ -96,7 +96,7 @@ def test_all_around_chained_concatenations_share_a_grid():
     alone, _ = calibrated(net, images)
     for q in (module for module in alone.modules() if isinstance(module, ActivationQuantizer)):
         q.leader = ()
-    finished(calibrate(alone, [images], total=4))
+    finish(calibrate(alone, [images], total=4))
     widest = max(quantizer(alone, name).grid.scale for name in ("a", "b", "c", "cat", "cat_1"))
     assert around[0].grid.scale == widest
     integers = lower(graph).graph
@@ -309,6 +309,6 @@ def test_a_target_is_one_function(monkeypatch):
     net = net_of(lambda m, x: x + x)
     graph = prepare(net, read_spec(node))
     images = torch.tensor([-0.6, -0.3, 0.3, 0.6, 100.0]).reshape(1, 1, 1, 5).expand(1, 3, 1, 5)
-    finished(calibrate(graph, [images], total=1))
+    finish(calibrate(graph, [images], total=1))
     integers = from_data(to_data(lower(graph).graph))
     assert integers(images)[0, 0, 0].tolist() == [-1.5, -1.0, 0.5, 1.0, 38.75]

@@ -285,14 +285,4 @@ def _check_numbers(where: str, node: Mapping[str, Any]) -> None:
             )
     for name in ("observer", "weight_observer"):
         if name in node:
-            _check_observer(f"{where}.{name}", node[name])
-
-
-def _check_observer(where: str, node: Mapping[str, Any]) -> None:
-    if not isinstance(node.get("type"), str):
-        raise ConfigError(f"{where}: must be a dict with a 'type', got {node!r}")
-    arguments = {key: value for key, value in node.items() if key != "type"}
-    try:
-        OBSERVERS.check_arguments(OBSERVERS.part(node["type"]), arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error.message}", error.hint) from error
+            OBSERVERS.check_node(f"{where}.{name}", node[name])

@@ -82,7 +82,7 @@ def _check_values(config: Config) -> None:
     for key, settings in SETTINGS.items():
         _check_settings(key, config[key], settings)
     for where, registry, node in _parts(config):
-        _check_part(where, registry, node)
+        registry.check_node(where, node)
     for path in POSITIVE:
         value = _look_up(config, path)
         if value is not None and value < 1:
@@ -136,16 +136,6 @@ def _parts(config: Config) -> Iterator[tuple[str, Registry, Any]]:
         yield "train.mix", MIXES, config["train"]["mix"]
     for position, node in enumerate(config["batch_transforms"]):
         yield f"batch_transforms.{position}", BATCH_TRANSFORMS, node
-
-
-def _check_part(where: str, registry: Registry, node: Any) -> None:
-    if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
-        raise ConfigError(f"{where}: must be a dict with a 'type', got {node!r}")
-    arguments = {key: value for key, value in node.items() if key != "type"}
-    try:
-        registry.check_arguments(registry.part(node["type"]), arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error.message}", error.hint) from error
 
 
 def _check_settings(key: str, node: Mapping[str, Any], settings: Mapping[str, str]) -> None:

@@ -211,7 +211,7 @@ def _samples(config: Config, images: Images, *, as_uint8: bool) -> Job[list[Tens
     else:
         yield Note("comparing on made-up images")
         found = [random_images(images.shape, seed=0)]
-    if not found or images.dynamic != "none":
+    if images.dynamic != "none":
         shape = second_shape(images.shape, images.dynamic, images.size_divisor)
         found.append(random_images(shape, seed=1))
     if as_uint8:
