@@ -11,12 +11,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from hatcli.engine.loop import FitSettings, Training, fit
+from hatcli.engine.loop import fit
+from hatcli.engine.training import FitSettings, Training
 
 STEPS, ROUNDS = 2000, 9
 
 
 class InMemory:
+    samples_a_batch, process = 32, 0
+
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(32, 64, generator=generator)
@@ -26,8 +29,8 @@ class InMemory:
     def __len__(self) -> int:
         return STEPS
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-        for _ in range(STEPS):
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        for _ in range(start // 32, STEPS):
             yield self.images, self.targets, self.names
 
 

@@ -64,7 +64,18 @@ def same_state(first: dict, second: dict) -> list[str]:
         elif one != two:
             different.append(name)
 
-    keys = ("state_dict", "ema_state_dict", "ema_updates", "optimizer", "epoch", "best", "history")
+    keys = (
+        "state_dict",
+        "ema_state_dict",
+        "ema_updates",
+        "optimizer",
+        "epoch",
+        "samples",
+        "best",
+        "losses",
+        "random",
+        "history",
+    )
     for key in keys:
         compare(first[key], second[key], key)
     return different
@@ -189,8 +200,15 @@ def last_of(folder: str) -> Path:
 
 def test_a_resumed_run_takes_no_other_settings(config, capsys):
     assert run(["train", config, "epochs=1"]) == 0
-    assert run(["train", config, "--resume", "epochs=5"]) == 2
-    assert "started with another epochs" in capsys.readouterr().err
+    assert run(["train", config, "--resume", "optim.lr=5"]) == 2
+    assert "started with another optim.lr" in capsys.readouterr().err
+
+
+def test_a_resumed_run_may_go_on_longer_and_says_so(config, capsys):
+    assert run(["train", config, "epochs=1"]) == 0
+    assert run(["train", config, "--resume", "epochs=2"]) == 0
+    assert "epochs was 1 and is 2 from here on" in capsys.readouterr().err
+    assert load_checkpoint(last_of("runs"))["epoch"] == 2
 
 
 def test_a_run_goes_on_with_the_data_it_was_started_with_or_not_at_all(config, data, capsys):

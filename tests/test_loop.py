@@ -1,5 +1,8 @@
+import copy
 import math
+import random
 from collections.abc import Iterator
+from itertools import islice
 
 import pytest
 import torch
@@ -7,13 +10,19 @@ from torch import Tensor, nn
 
 from hatcli.engine import OPTIMIZERS, SCHEDULES
 from hatcli.engine.ema import Ema
-from hatcli.engine.loop import FitSettings, Training, evaluate, fit
+from hatcli.engine.evaluation import evaluate
+from hatcli.engine.loop import fit
+from hatcli.engine.random_state import seed_step
+from hatcli.engine.training import FitSettings, Training
 from hatcli.errors import DataError, HatError
-from hatcli.events import EpochDone, Progress, StepDone
+from hatcli.events import EpochDone, Event, Progress, StepDone
 
 
 class Blobs:
     """Two classes of 8-pixel pictures that differ in brightness; the same for every epoch."""
+
+    samples_a_batch = 8
+    process = 0
 
     def __init__(self, steps: int = 4, bad_step: int | None = None) -> None:
         self.steps, self.bad_step = steps, bad_step
@@ -21,8 +30,8 @@ class Blobs:
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-        for step in range(self.steps):
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        for step in range(start // 8, self.steps):
             generator = torch.Generator().manual_seed(100 * number + step)
             targets = torch.arange(8) % 2
             noise = torch.randn(8, 3, 2, 4, generator=generator)
@@ -67,6 +76,12 @@ def new_training(ema: float | None = 0.9, **optim: object) -> Training:
 
 
 def run(training: Training, epochs: int, batches: Blobs | None = None, **settings: object) -> list:
+    return list(start(training, epochs, batches, **settings))
+
+
+def start(
+    training: Training, epochs: int, batches: Blobs | None = None, **settings: object
+) -> Iterator[Event]:
     batches = batches or Blobs()
     node = {"type": "cosine", "warmup_epochs": 1}
     schedule = SCHEDULES.build(node, steps_per_epoch=len(batches), epochs=6)
@@ -82,17 +97,15 @@ def run(training: Training, epochs: int, batches: Blobs | None = None, **setting
             )
         )
 
-    return list(
-        fit(
-            training,
-            batches,
-            FitSettings(epochs=epochs, **settings),
-            loss=nn.CrossEntropyLoss(),
-            prepare=nn.Identity(),
-            schedule=schedule,
-            validate=validate,
-            best_by="top1",
-        )
+    return fit(
+        training,
+        batches,
+        FitSettings(epochs=epochs, **settings),
+        loss=nn.CrossEntropyLoss(),
+        prepare=nn.Identity(),
+        schedule=schedule,
+        validate=validate,
+        best_by="top1",
     )
 
 
@@ -127,19 +140,19 @@ def test_a_resumed_run_ends_with_the_same_state_bit_for_bit(node):
     if node:
         node |= {"betas": [0.9, 0.99]}
 
-    def start() -> Training:
+    def fresh() -> Training:
         if not node:
             return new_training()
         model = small_model()
         return Training(model, OPTIMIZERS.build(node, model=model), Ema(model, 0.9))
 
-    whole = start()
+    whole = fresh()
     run(whole, 4)
-    first = start()
+    first = fresh()
     run(first, 2)
     torch.manual_seed(12345)  # whatever happened in between
     state = first.state()
-    second = start()
+    second = fresh()
     second.restore(state)
     run(second, 4)
     expected, got = flat(whole), flat(second)
@@ -175,10 +188,93 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
         schedule=lambda step: 1.0,
     )
     before = {name: tensor.clone() for name, tensor in training.model.named_parameters()}
-    with pytest.raises(HatError, match="the gradient is not finite"):
+    with pytest.raises(HatError, match="the gradient is nan"):
         list(events)
     after = dict(training.model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_that_is_not_finite_can_be_left_out_with_its_statistics():
+    training, untouched = new_training(), new_training()
+    run(training, 1, Blobs(1, bad_step=0), on_nonfinite="skip")
+    assert training.skipped == 1
+    names = [name for name, tensor in flat(untouched).items() if not name.startswith("optimizer")]
+    assert [n for n in names if not torch.equal(flat(training)[n], flat(untouched)[n])] == []
+    run(training, 2, Blobs(4), on_nonfinite="skip")
+    assert training.skipped == 0
+    assert all(tensor.isfinite().all() for tensor in training.model.state_dict().values())
+
+
+def test_ten_bad_steps_in_a_row_are_no_accident():
+    with pytest.raises(HatError, match="10 steps in a row"):
+        run(new_training(), 12, Blobs(1, bad_step=0), on_nonfinite="skip")
+
+
+def test_two_halves_of_a_batch_make_the_same_step():
+    class Halves(Blobs):
+        samples_a_batch = 4
+
+        def __len__(self) -> int:
+            return 2 * self.steps
+
+        def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+            for images, targets, names in super().epoch(number, start):
+                yield images[:4], targets[:4], names[:4]
+                yield images[4:], targets[4:], names[4:]
+
+    def trained(batches: Blobs, accumulate: int) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(24, 2)).double()  # nothing sees the batch
+        optimizer = OPTIMIZERS.build({"type": "sgd", "lr": 0.1}, model=model)
+        events = fit(
+            Training(model, optimizer),
+            batches,
+            FitSettings(epochs=2, accumulate=accumulate),
+            loss=nn.CrossEntropyLoss(),
+            prepare=nn.Identity().double(),
+            schedule=lambda step: 1 / (1 + step),
+        )
+        assert [event.step for event in events if isinstance(event, StepDone)] == [4, 4]
+        return model.state_dict()
+
+    class Double(Blobs):
+        def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+            for images, targets, names in super().epoch(number, start):
+                yield images.double(), targets, names
+
+    class DoubleHalves(Halves, Double):
+        pass
+
+    whole, halves = trained(Double(), 1), trained(DoubleHalves(), 2)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(halves[name], tensor, rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_resumed_within_an_epoch_ends_with_the_same_state_bit_for_bit():
+    whole = new_training()
+    run(whole, 3, log_every=1)
+    for stop_at in (1, 3, 6):
+        first = new_training()
+        steps = (e for e in start(first, 3, log_every=1) if isinstance(e, StepDone))
+        list(islice(steps, stop_at))
+        random.random()  # whatever happened in between
+        second = new_training()
+        second.restore(copy.deepcopy(first.state()))
+        run(second, 3, log_every=1)
+        expected, got = flat(whole), flat(second)
+        assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
+        assert second.history == whole.history
+
+
+def test_what_a_step_draws_follows_from_its_place():
+    cpu = torch.device("cpu")
+    drawn = set()
+    for place in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]:
+        seed_step(*place, cpu)
+        drawn.add(float(torch.rand(1)))
+        seed_step(*place, cpu)
+        assert float(torch.rand(1)) in drawn
+    assert len(drawn) == 5
 
 
 def test_a_teacher_gives_the_loss_its_scores_and_learns_nothing():
@@ -210,9 +306,9 @@ def test_a_teacher_gives_the_loss_its_scores_and_learns_nothing():
 
 def test_nan_is_never_best():
     training = new_training()
-    assert training.finish_epoch(1.0, {"a": math.nan}, "a") is False
-    assert training.finish_epoch(1.0, {"a": 3.0}, "a") is True
-    assert training.finish_epoch(1.0, {"a": 3.0}, "a") is False
+    assert training.finish_epoch({"a": math.nan}, "a") is False
+    assert training.finish_epoch({"a": 3.0}, "a") is True
+    assert training.finish_epoch({"a": 3.0}, "a") is False
 
 
 def test_validation_comes_every_nth_epoch_and_after_the_last():

@@ -26,6 +26,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from hatcli.errors import StoppedBySignal
 from hatcli.events import EpochDone, Event, Job, Progress, StepDone, Warned, headline
 
 T = TypeVar("T")
@@ -37,12 +38,21 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def follow(job: Job[T]) -> T:
-    """Run a recipe to its end, drawing each event, and return its result."""
+    """Run a recipe to its end, drawing each event, and return its result.
+
+    A signal that comes while an event is drawn goes to the recipe, which saves what it has.
+    """
     drawing = _Bars() if err.is_terminal else _PlainLines()
     with drawing:
         try:
+            event = next(job)
             while True:
-                drawing.show(next(job))
+                try:
+                    drawing.show(event)
+                except StoppedBySignal as stop:
+                    event = job.throw(stop)
+                else:
+                    event = next(job)
         except StopIteration as finished:
             return finished.value
 

@@ -1,13 +1,9 @@
 """hat train: run one step of a config's journey, or all of them."""
 
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -21,8 +17,9 @@ from hatcli.cli._options import (
     one_target,
 )
 from hatcli.config import Config, load_config
-from hatcli.errors import StoppedBySignal, UsageError
-from hatcli.events import Job
+from hatcli.errors import UsageError
+from hatcli.events import Job, Warned
+from hatcli.stopping import stop_signals
 
 if TYPE_CHECKING:
     from hatcli.recipes.workbench import StepResult
@@ -56,6 +53,7 @@ class _Request:
     weights: Path | None
     resume: bool
     resume_from: Path | None
+    allow_change: bool
 
     @property
     def resumes(self) -> bool:
@@ -102,6 +100,12 @@ def main(
         Path | None,
         typer.Option(metavar="RUN", help="Go on with this run folder or last checkpoint."),
     ] = None,
+    allow_change: Annotated[
+        bool,
+        typer.Option(
+            "--allow-config-change", help="Let --resume go on with other settings or batches."
+        ),
+    ] = False,
     weights: Weights = None,
     val_only: Annotated[
         bool, typer.Option("--val-only", help="Don't train; same as hat eval --ckpt.")
@@ -144,7 +148,9 @@ def main(
     if val_only or val_ckpt is not None:
         _validate_only(step, target, overrides, val_ckpt, device, as_json=as_json)
         return
-    request = _Request(step, target, overrides, device, out, ckpt, weights, resume, resume_from)
+    request = _Request(
+        step, target, overrides, device, out, ckpt, weights, resume, resume_from, allow_change
+    )
     _check_request(request)
     results = _resume(request) if request.resumes else _start(request)
     _show(results, request, as_json=as_json)
@@ -238,24 +244,30 @@ def _configs(request: _Request) -> dict[str, Config]:
 
 def _resume(request: _Request) -> "list[StepResult]":
     """Go on with a run of float or qat."""
-    checkpoint = _checkpoint_to_resume(request)
+    checkpoint, skipped = _checkpoint_to_resume(request)
     from hatcli.recipes.check import check_config
     from hatcli.recipes.qat import train_qat
-    from hatcli.recipes.train import run_to_resume, train_float
+    from hatcli.recipes.resume import run_to_resume
+    from hatcli.recipes.train import Resume, train_float
 
-    config, step = run_to_resume(checkpoint, request.overrides)
+    config, step, notes = run_to_resume(
+        checkpoint, request.overrides, allow_change=request.allow_change
+    )
     if request.step not in ("float", step):
         raise UsageError(f"{checkpoint}: is of step {step}, not {request.step}")
     check_config(config)
+    resume = Resume(checkpoint, request.allow_change, (*skipped, *notes))
     if step == "qat":
-        job = train_qat(config, None, device=request.device, resume_from=checkpoint)
+        job = train_qat(config, None, device=request.device, resume=resume)
     else:
-        job = train_float(config, device=request.device, resume_from=checkpoint)
+        job = train_float(config, device=request.device, resume=resume)
     return [_follow(job)]
 
 
-def _checkpoint_to_resume(request: _Request) -> Path:
+def _checkpoint_to_resume(request: _Request) -> tuple[Path, list[Warned]]:
+    """The checkpoint to go on from, and what is wrong with newer ones."""
     from hatcli.recipes.check import check_config
+    from hatcli.recipes.resume import find_in_run
     from hatcli.recipes.runs import RUNS, newest_run
 
     name = None
@@ -265,20 +277,13 @@ def _checkpoint_to_resume(request: _Request) -> Path:
         name = config.name
     if request.resume_from is not None:
         path = request.resume_from
-        return path if path.is_file() else _last_in(path)
+        return (path, []) if path.is_file() else find_in_run(path)
     root = request.out or RUNS
     run = newest_run(name, request.step, root)
     if run is None:
         step = "" if request.step == "float" else f"{request.step} "
         raise UsageError(f"no {step}run of {name} in {root}/ to go on with")
-    return _last_in(run)
-
-
-def _last_in(run: Path) -> Path:
-    found = sorted(run.glob("*-checkpoint-last.pth.tar"))
-    if not found:
-        raise UsageError(f"{run}: no last checkpoint in this folder")
-    return found[-1]
+    return find_in_run(run)
 
 
 def _show(results: "list[StepResult]", request: _Request, *, as_json: bool) -> None:
@@ -304,7 +309,7 @@ def _show(results: "list[StepResult]", request: _Request, *, as_json: bool) -> N
 def _follow(job: Job[T]) -> T:
     from hatcli.cli import _screen
 
-    with _stop_by_exception():
+    with stop_signals():
         return _screen.follow(job)
 
 
@@ -326,25 +331,3 @@ def _validate_only(
     words = [*([target] if target else []), *overrides]
     err.print(f"same as: hat eval {' '.join(words)} --ckpt {ckpt}", markup=False)
     eval_command.run_eval(words, None, ckpt=ckpt, device=device, as_json=as_json)
-
-
-@contextmanager
-def _stop_by_exception() -> Iterator[None]:
-    """SIGINT and SIGTERM end the job at once; the last epoch's checkpoint is whole."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        # torch's handler raises when the workers end as well. A function takes its place, since
-        # Python complains of a pending signal whose handler has become the default.
-        signal.signal(signal.SIGCHLD, _do_nothing)
-        raise StoppedBySignal(number, f"stopped by {signal.Signals(number).name}")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    pass

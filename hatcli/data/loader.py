@@ -64,6 +64,10 @@ class Loader:
             few images would weigh as much as a whole batch.
         num_workers: processes that read ahead, at most one a core; 0 reads in this one.
         seed: of order and augmentation.
+        process: rank of this process among those that share the samples.
+        processes: how many share them. In training each takes ``batch_size`` samples in turn, so
+            that the order is that of one process with the batches of all; in evaluation each
+            sample is seen by one of them.
         start_method: "fork" or "spawn" for the workers; None is the platform's.
 
     Raises:
@@ -80,20 +84,27 @@ class Loader:
         shuffle: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        process: int = 0,
+        processes: int = 1,
         start_method: str | None = None,
     ) -> None:
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(
                 f"batch_size {batch_size} and num_workers {num_workers} make no loader"
             )
-        if len(dataset) == 0 or (shuffle and len(dataset) < batch_size):
+        if len(dataset) == 0 or (shuffle and len(dataset) < batch_size * processes):
+            shared = f" in each of {processes} processes" if processes > 1 else ""
             raise ConfigError(
-                f"no batch in an epoch: {len(dataset)} samples, batch_size {batch_size}",
-                f"set batch_size to at most {len(dataset)}" if len(dataset) else None,
+                f"no batch in an epoch: {len(dataset)} samples, batch_size {batch_size}{shared}",
+                f"set batch_size to at most {len(dataset) // processes}" if len(dataset) else None,
             )
         num_workers = min(num_workers, len(os.sched_getaffinity(0)))
         self.dataset = dataset
-        self._order = _BatchOrder(len(dataset), batch_size, shuffle, seed)
+        self.process = process
+        self.samples_a_batch = batch_size * processes
+        self._order = _BatchOrder(
+            len(dataset), batch_size, shuffle, seed, process=process, processes=processes
+        )
         self._loader: DataLoader[Any] = DataLoader(
             _Samples(dataset, transforms, seed),
             batch_sampler=self._order,
@@ -110,9 +121,14 @@ class Loader:
     def __len__(self) -> int:
         return len(self._order)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch, counted from 0."""
-        self._order.epoch = number
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, counted from 0, behind its first ``start`` samples.
+
+        Args:
+            number: of the epoch.
+            start: samples that all processes have taken; whole batches.
+        """
+        self._order.epoch, self._order.start = number, start
         close = getattr(self.dataset, "close", None)
         if close is not None:  # a database that is open here can't be opened by forked workers
             close()
@@ -181,25 +197,47 @@ class _Mixed:
 
 
 class _BatchOrder(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, index) pairs; the epoch travels with the index, so workers can stay."""
+    """Lists of (epoch, index) pairs; the epoch travels with the index, so workers can stay.
 
-    def __init__(self, length: int, batch_size: int, shuffle: bool, seed: int) -> None:
-        self.epoch = 0
+    Attributes:
+        epoch: whose order it is.
+        start: samples at the front of the epoch, of all processes, that are left out.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        *,
+        process: int,
+        processes: int,
+    ) -> None:
+        self.epoch = self.start = 0
         self._length = length
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._seed = seed
+        self._process, self._processes = process, processes
 
     def __len__(self) -> int:
-        rest = 0 if self._shuffle else self._batch_size - 1
-        return (self._length + rest) // self._batch_size
+        if self._shuffle:
+            return self._length // (self._batch_size * self._processes)
+        own = len(range(self._process, self._length, self._processes))
+        return (own + self._batch_size - 1) // self._batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self._length)
-        if self._shuffle:
-            order = sample_generator(self._seed, self.epoch, -1).permutation(self._length)
-        for start in range(0, len(self) * self._batch_size, self._batch_size):
-            yield [(self.epoch, int(i)) for i in order[start : start + self._batch_size]]
+        size, together = self._batch_size, self._batch_size * self._processes
+        if not self._shuffle:
+            own = range(self._process, self._length, self._processes)
+            for start in range(0, len(own), size):
+                yield [(self.epoch, index) for index in own[start : start + size]]
+            return
+        order = sample_generator(self._seed, self.epoch, -1).permutation(self._length)
+        for start in range(self.start, self._length - together + 1, together):
+            first = start + self._process * size
+            yield [(self.epoch, int(index)) for index in order[first : first + size]]
 
 
 def _generator(text: str) -> np.random.Generator:

@@ -12,7 +12,7 @@ from hatcli.data.datasets import DATASETS
 from hatcli.data.loader import Loader, SampleSource
 from hatcli.data.transforms import BATCH_TRANSFORMS, MIXES, TRANSFORMS
 from hatcli.engine.checkpoint import load_checkpoint, load_weights
-from hatcli.engine.loop import Metric
+from hatcli.engine.evaluation import Metric
 from hatcli.engine.weights import fingerprint, load_foreign_weights
 from hatcli.errors import ConfigError
 from hatcli.losses import LOSSES

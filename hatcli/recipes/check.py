@@ -39,17 +39,28 @@ SETTINGS: dict[str, dict[str, str]] = {
     },
     "val": {"dataset": "dict", "transforms": "list", "batch_size": "int", "num_workers": "int"},
     "fit": {
-        "precision": "Literal['auto', 'float32', 'bf16']",
+        "precision": "Literal['auto', 'float32', 'bf16', 'fp16']",
         "channels_last": "bool",
+        "compile": "bool",
+        "accumulate": "int",
         "clip_grad_norm": "float | None",
+        "on_nonfinite": "Literal['stop', 'skip']",
         "ema_decay": "float | None",
         "val_every": "int",
         "log_every": "int",
+        "save_every": "int | None",
+        "keep": "int",
     },
     "deploy": {"head": "str | int", "argmax": "bool", "shape": "list"},
 }
 
-POSITIVE = ("epochs", "train.batch_size", "val.batch_size", "fit.val_every", "fit.log_every")
+TASKS = ("segmentation", "classification", "detection")
+"""No shipped network detects: a config for that brings its own."""
+
+POSITIVE = (
+    "epochs", "train.batch_size", "val.batch_size", "fit.accumulate", "fit.val_every",
+    "fit.log_every", "fit.save_every", "fit.keep",
+)  # fmt: skip
 
 
 def check_config(config: Config) -> None:
@@ -75,10 +86,8 @@ def check_config(config: Config) -> None:
 
 
 def _check_values(config: Config) -> None:
-    if config["task"] not in ("segmentation", "classification"):
-        raise ConfigError(
-            f"task: unknown {config['task']!r}", "choose segmentation or classification"
-        )
+    if config["task"] not in TASKS:
+        raise ConfigError(f"task: unknown {config['task']!r}", did_you_mean(config["task"], TASKS))
     for key, settings in SETTINGS.items():
         _check_settings(key, config[key], settings)
     for where, registry, node in _parts(config):

@@ -12,7 +12,7 @@ from hatcli.config import Config, load_config
 from hatcli.data.classes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from hatcli.data.scenes.draw import write_scenes
 from hatcli.engine.checkpoint import load_checkpoint
-from hatcli.engine.loop import evaluate
+from hatcli.engine.evaluation import evaluate
 from hatcli.errors import UsageError
 from hatcli.events import Event, Job, Note, Progress
 from hatcli.metrics.mean_iou import predictions

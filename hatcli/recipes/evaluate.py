@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hatcli.config import Config
 from hatcli.engine.device import pick_device
-from hatcli.engine.loop import Metric, evaluate
+from hatcli.engine.evaluation import Metric, evaluate
 from hatcli.errors import CheckFailed, CheckpointError, ModelFileError, UsageError, did_you_mean
 from hatcli.events import Job, Note
 from hatcli.export.session import OnnxModel

@@ -13,7 +13,7 @@ from hatcli.config import Config
 from hatcli.data.loader import SampleSource
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.engine.device import pick_device
-from hatcli.engine.loop import Training
+from hatcli.engine.training import Training
 from hatcli.events import EpochDone, Job, Note, Warned
 from hatcli.losses.distillation import Distilled
 from hatcli.quantize.layers import QuantConv2d
@@ -23,7 +23,7 @@ from hatcli.quantize.spec import QatSpec, read_spec
 from hatcli.recipes.build import build_loss, build_model, prepare_deployed
 from hatcli.recipes.predecessor import Predecessor, open_float
 from hatcli.recipes.runs import RUNS
-from hatcli.recipes.train import Start, new_training, train
+from hatcli.recipes.train import Resume, Start, new_training, train
 from hatcli.recipes.workbench import StepResult, open_training_set, open_workbench
 
 STEP = "qat"
@@ -53,17 +53,17 @@ def train_qat(
     *,
     device: str = "auto",
     out: Path | None = None,
-    resume_from: Path | None = None,
+    resume: Resume | None = None,
     command: list[str] | None = None,
 ) -> Job[StepResult]:
     """Train a calibrated model with its quantizers; the start itself is the first candidate.
 
     Args:
         config: complete and checked; of the same model.
-        before: a calibration checkpoint; None with ``resume_from``.
+        before: a calibration checkpoint; None with ``resume``.
         device: "auto", "cpu", "cuda" or "cuda:N".
         out: folder that holds the run folders; "runs" by default.
-        resume_from: a last checkpoint of qat; the run goes on in its folder.
+        resume: the run goes on in the folder of its checkpoint.
         command: the words of the command line, for args.txt.
 
     Raises:
@@ -73,9 +73,9 @@ def train_qat(
     qat = read_spec(config["quantize"]).qat
     train_set = open_training_set(config)
     bench = open_workbench(config, place)
-    root = (out or RUNS) if resume_from is None else resume_from.parent.parent.parent
-    if resume_from is not None:
-        origin = _origin_of_run(config, qat, resume_from)
+    root = (out or RUNS) if resume is None else resume.checkpoint.parent.parent.parent
+    if resume is not None:
+        origin = _origin_of_run(config, qat, resume.checkpoint)
     else:
         assert before is not None
         origin = _origin(config, qat, before, root)
@@ -94,7 +94,7 @@ def train_qat(
         content=lambda: {"batch_norm": "kept" if _has_norms(training.model) else "folded"},
         notes=tuple(_notes(config, qat, origin.name)),
     )
-    job = train(bench, train_set, start, out=out, resume_from=resume_from, command=command)
+    job = train(bench, train_set, start, out=out, resume=resume, command=command)
     result = yield from _freezing(job, training, qat.freeze_after)
     yield from _comparison(result)
     return result
@@ -158,7 +158,6 @@ def _freezing(job: Job[StepResult], training: Training, after: int) -> Job[StepR
                 event = next(job)
             except StopIteration as finished:
                 return finished.value
-            # While an epoch is validated its number counts already, but it isn't saved.
             is_between_epochs = isinstance(event, Note | EpochDone)
             if is_between_epochs and training.epoch >= after and _has_norms(training.model):
                 _freeze(training)

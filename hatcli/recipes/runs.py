@@ -38,6 +38,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = _lock(path / ".lock")
+        for rest in path.glob(".*.tmp-*"):  # of a process that was killed: nobody else writes here
+            rest.unlink()
         self._log: TextIO = (path / "train.log").open("a", encoding="utf-8")
 
     @classmethod

@@ -9,24 +9,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
-from hatcli.config import Config, from_values
+from hatcli.config import Config
 from hatcli.data.loader import SampleSource
 from hatcli.engine import OPTIMIZERS, SCHEDULES
-from hatcli.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from hatcli.engine.device import pick_device, pick_dtype
 from hatcli.engine.ema import Ema
-from hatcli.engine.loop import FitSettings, Training, Validate, fit
+from hatcli.engine.loop import Validate, fit
+from hatcli.engine.meter import NonFinite
+from hatcli.engine.training import FitSettings, Training
 from hatcli.engine.weights import fingerprint, load_foreign_weights
-from hatcli.errors import CheckpointError, StoppedBySignal, UsageError
-from hatcli.events import EpochDone, Event, Job, Note, Warned, headline
+from hatcli.errors import StoppedBySignal
+from hatcli.events import EpochDone, Event, Job, Note, StepDone, headline
 from hatcli.recipes.build import build_loader, build_loss, build_model, deployed
-from hatcli.recipes.runs import RunFolder, read_metrics
+from hatcli.recipes.faults import explain
+from hatcli.recipes.keeper import Keeper
+from hatcli.recipes.resume import restore
+from hatcli.recipes.runs import RunFolder, read_metrics, write_json
 from hatcli.recipes.workbench import (
     StepResult,
     Workbench,
     announcement,
-    base_content,
     finish_step,
     new_run,
     open_training_set,
@@ -34,6 +38,21 @@ from hatcli.recipes.workbench import (
     recorded,
 )
 from hatcli.report.curves import write_curves
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How a run goes on.
+
+    Attributes:
+        checkpoint: of the same step; the run goes on in its folder.
+        allow_change: whether it may with other settings.
+        notes: what a reader of the log should know first.
+    """
+
+    checkpoint: Path
+    allow_change: bool = False
+    notes: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +88,7 @@ def train_float(
     device: str = "auto",
     out: Path | None = None,
     weights: Path | None = None,
-    resume_from: Path | None = None,
+    resume: Resume | None = None,
     command: list[str] | None = None,
 ) -> Job[StepResult]:
     """Train the float model of a config and return where its checkpoints are.
@@ -79,7 +98,7 @@ def train_float(
         device: "auto", "cpu", "cuda" or "cuda:N".
         out: folder that holds the run folders; "runs" by default.
         weights: plain weights to start from instead of random ones.
-        resume_from: a last checkpoint; the run goes on in its folder.
+        resume: the run goes on in the folder of its checkpoint.
         command: the words of the command line, for args.txt.
     """
     place = pick_device(device)
@@ -90,17 +109,16 @@ def train_float(
     if weights is not None:
         load_foreign_weights(model, weights)
         notes.append(Note(f"weights: {weights} (SHA-256 {fingerprint(weights)}...)"))
+    dtype = pick_dtype(config["fit"].get("precision", "auto"), place)
     start = Start(
         "float",
-        new_training(config, model, place),
+        new_training(config, model, place, dtype),
         build_loss(config, train_set).to(place),
         view=lambda trained: deployed(trained, config),
-        dtype=pick_dtype(config["fit"].get("precision", "auto"), place),
+        dtype=dtype,
         notes=tuple(notes),
     )
-    return (
-        yield from train(bench, train_set, start, out=out, resume_from=resume_from, command=command)
-    )
+    return (yield from train(bench, train_set, start, out=out, resume=resume, command=command))
 
 
 def train(
@@ -109,38 +127,53 @@ def train(
     start: Start,
     *,
     out: Path | None = None,
-    resume_from: Path | None = None,
+    resume: Resume | None = None,
     command: list[str] | None = None,
 ) -> Job[StepResult]:
     """Train from a start, and keep the best and the last checkpoint in a run folder.
 
     Args:
         bench: with the config of the step.
-        resume_from: a last checkpoint of the same step; the run goes on in its folder.
+        resume: the run goes on in the folder of its checkpoint.
     """
     config, training = bench.config, start.training
     batches = build_loader(config, "train", train_set)
+    settings = _settings(config, start.dtype)
+    samples_a_step = batches.samples_a_batch * settings.accumulate
     schedule = SCHEDULES.build(
-        config["schedule"], steps_per_epoch=len(batches), epochs=config["epochs"]
+        config["schedule"],
+        steps_per_epoch=len(batches) // settings.accumulate,
+        epochs=config["epochs"],
     )
-    if resume_from is None:
+    if resume is None:
         run = new_run(config, start.step, out, command)
     else:
-        run = RunFolder(resume_from.parent)
+        run = RunFolder(resume.checkpoint.parent)
     with closing(run):
-        if resume_from is not None:
-            yield from restore(training, resume_from, digest=getattr(train_set, "digest", None))
+        if resume is not None:
+            yield from recorded(run, resume.notes)
+            yield from recorded(
+                run,
+                restore(
+                    training,
+                    resume.checkpoint,
+                    digest=getattr(train_set, "digest", None),
+                    samples_a_step=samples_a_step,
+                    allow_change=resume.allow_change,
+                ),
+            )
             run.forget_after(training.epoch)
         details = _details(config, start, (train_set, bench.val_set))
         yield from recorded(run, announcement(bench, start.step, run, details, train_set))
         yield from recorded(run, start.notes)
-        keeper = _Keeper(run, config, start, train_set)
-        if start.is_a_candidate and resume_from is None:
+        more = {"lineage": start.lineage, "samples_a_step": samples_a_step}
+        keeper = Keeper(run, config, start.step, training, train_set, more)
+        if start.is_a_candidate and resume is None:
             yield from _score_start(bench, start, keeper)
         events = fit(
             training,
             batches,
-            _settings(config, start.dtype),
+            settings,
             loss=start.loss,
             prepare=bench.prepare,
             schedule=schedule,
@@ -148,104 +181,77 @@ def train(
             best_by=bench.metric.best_by,
             teacher=start.teacher,
         )
-        try:
-            for event in events:
-                run.record(event)
-                if isinstance(event, EpochDone):
-                    keeper.keep(event.val, is_best=event.is_best)
-                yield event
-        except StoppedBySignal as stop:
-            raise _with_way_on(stop, training, keeper.last, config) from None
+        yield from _recorded_and_kept(events, run, keeper, start, settings)
         return (yield from _finish(bench, start, keeper))
 
 
-def new_training(config: Config, model: nn.Module, device: torch.device) -> Training:
-    """A model on its device, its optimiser, and its average if asked for."""
+def _recorded_and_kept(
+    events: Iterator[Event], run: RunFolder, keeper: Keeper, start: Start, settings: FitSettings
+) -> Iterator[Event]:
+    """The events of a training, with a checkpoint at those that ask for one, and at its end."""
+    training = start.training
+    try:
+        for event in events:
+            run.record(event)
+            if isinstance(event, EpochDone):
+                kept = keeper.keep(event.val, is_best=event.is_best, extra=start.content())
+                yield from recorded(run, kept)
+            elif isinstance(event, StepDone) and _is_saved(event, settings):
+                yield from recorded(run, keeper.keep(extra=start.content()))
+            yield event
+    except StoppedBySignal as stop:
+        raise _saved_for_later(stop, keeper, start, settings) from None
+    except NonFinite as found:
+        where = {"epoch": training.epoch + 1, "samples": training.samples}
+        report = run.path / f"nonfinite-{training.epoch + 1}-{training.samples}.json"
+        write_json(report, {"what": found.what, "value": str(found.value), **where,
+                            "names": found.names})  # fmt: skip
+        found.message += f" (all names: {report})"
+        raise
+    except (RuntimeError, MemoryError, ValueError) as error:
+        explained = explain(error, run.path, settings.accumulate)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _is_saved(event: StepDone, settings: FitSettings) -> bool:
+    return settings.save_every is not None and event.step % settings.save_every == 0
+
+
+def _saved_for_later(
+    stop: StoppedBySignal, keeper: Keeper, start: Start, settings: FitSettings
+) -> StoppedBySignal:
+    """Save what is there, and say how to go on."""
+    training = start.training
+    warnings = [str(event) for event in keeper.keep(extra=start.content())]
+    where = f"{training.epoch} of {settings.epochs} epochs"
+    if training.samples:
+        where += f" and {training.samples} samples of the next"
+    if warnings:
+        return StoppedBySignal(stop.exit_code - 128, f"stopped after {where}; {warnings[0]}")
+    return StoppedBySignal(
+        stop.exit_code - 128,
+        f"stopped; {where} are saved in {keeper.last}",
+        f"go on with: hat train --resume-from {keeper.last.parent}",
+    )
+
+
+def new_training(
+    config: Config, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Training:
+    """A model on its device, its optimiser, and its average if asked for.
+
+    Args:
+        dtype: float16 needs a scaler of the loss, whose gradients would vanish.
+    """
     model = model.to(device)
     if config["fit"].get("channels_last", True):
         model = model.to(memory_format=torch.channels_last)
     decay = config["fit"].get("ema_decay")
     optimizer = OPTIMIZERS.build(config["optim"], model=model)
-    return Training(model, optimizer, Ema(model, decay) if decay is not None else None)
-
-
-def restore(training: Training, checkpoint: Path, *, digest: str | None = None) -> Iterator[Event]:
-    """Put a checkpoint's state into a training that was built from the same config.
-
-    Args:
-        digest: of the training set's content, where it has one.
-
-    Raises:
-        CheckpointError: it doesn't fit, holds only weights, or the data has changed since.
-    """
-    content = load_checkpoint(checkpoint)
-    if "optimizer" not in content:
-        raise CheckpointError(f"{checkpoint}: holds weights only; a run can't go on from it")
-    if content["data_digest"] != digest:
-        raise CheckpointError(
-            f"{checkpoint}: the training data changed since",
-            "restore the pack that the run was started with, or start a new run",
-        )
-    now = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
-    for name, value in now.items():
-        if content[name] != value:
-            yield Warned(
-                f"{name} was {content[name]} and is {value} now: the run goes on, "
-                "but its weights won't be the same to the last bit"
-            )
-    load_weights(training.model, content["state_dict"], str(checkpoint))
-    training.restore(content)
-
-
-def run_to_resume(checkpoint: Path, overrides: list[str]) -> tuple[Config, str]:
-    """The config and the step of the run that a checkpoint belongs to.
-
-    Raises:
-        UsageError: an override asks for something else than the run was started with.
-    """
-    content = load_checkpoint(checkpoint)
-    saved = content["config"]
-    config = from_values(saved["name"], saved["values"], where=str(checkpoint))
-    wanted = config.with_overrides(overrides)
-    changed = [key for key in config.values if wanted[key] != config[key]]
-    if changed:
-        raise UsageError(
-            f"{checkpoint.parent}: this run was started with another {', '.join(changed)}",
-            "leave the overrides out, or start a new run",
-        )
-    return config, str(content["step"])
-
-
-class _Keeper:
-    """Writes the checkpoints of one training.
-
-    Attributes:
-        best: path of the best checkpoint; so for ``last``.
-    """
-
-    def __init__(
-        self, run: RunFolder, config: Config, start: Start, train_set: SampleSource
-    ) -> None:
-        self.run = run
-        self.best = run.checkpoint_path(start.step, "best")
-        self.last = run.checkpoint_path(start.step, "last")
-        self._config = config
-        self._start = start
-        self._train_set = train_set
-
-    def keep(self, metrics: Any, *, is_best: bool) -> None:
-        """Save the training's state as the last checkpoint, and as the best if it is."""
-        start, dataset = self._start, self._train_set
-        content = {
-            **base_content(self._config, start.step, dict(metrics), dataset),
-            "data_digest": getattr(dataset, "digest", None),
-            "lineage": start.lineage,
-            **start.content(),
-            **start.training.state(),
-        }
-        save_checkpoint(self.last, content)
-        if is_best or not self.best.exists():
-            save_checkpoint(self.best, content)
+    scaler = GradScaler(device.type) if dtype == torch.float16 else None
+    return Training(model, optimizer, Ema(model, decay) if decay is not None else None, scaler)
 
 
 def _details(config: Config, start: Start, sets: tuple[Any, Any]) -> list[str]:
@@ -258,7 +264,7 @@ def _details(config: Config, start: Start, sets: tuple[Any, Any]) -> list[str]:
 
 
 def _settings(config: Config, dtype: torch.dtype) -> FitSettings:
-    own = {"precision", "channels_last", "ema_decay"}  # these shape the model, not the loop
+    own = {"precision", "channels_last", "ema_decay", "keep"}  # these are not for the loop
     given = {key: value for key, value in config["fit"].items() if key not in own}
     return FitSettings(epochs=config["epochs"], seed=config["seed"], dtype=dtype, **given)
 
@@ -270,30 +276,19 @@ def _validation(bench: Workbench, view: Callable[[nn.Module], nn.Module]) -> Val
     return validate
 
 
-def _score_start(bench: Workbench, start: Start, keeper: _Keeper) -> Iterator[Event]:
+def _score_start(bench: Workbench, start: Start, keeper: Keeper) -> Iterator[Event]:
     """Keep the model as it is before the first epoch: only a better one takes its place."""
     training, best_by = start.training, bench.metric.best_by
     metrics = yield from bench.score(start.view(training.deployed).eval())
     score = metrics.get(best_by, math.nan)
     training.best = -math.inf if math.isnan(score) else score
     keeper.run.record_start(metrics)
-    keeper.keep(metrics, is_best=True)
+    yield from recorded(keeper.run, keeper.keep(metrics, is_best=True, extra=start.content()))
     figures = "   ".join(f"{name} {value:.2f}" for name, value in headline(metrics).items())
     yield from recorded(keeper.run, [Note(f"at the start: {figures}")])
 
 
-def _with_way_on(
-    stop: StoppedBySignal, training: Training, last: Path, config: Config
-) -> StoppedBySignal:
-    if not last.exists():
-        stop.message, stop.hint = "stopped in the first epoch; nothing is saved yet", None
-        return stop
-    stop.message = f"stopped; {training.epoch} of {config['epochs']} epochs are saved in {last}"
-    stop.hint = f"go on with: hat train --resume-from {last.parent}"
-    return stop
-
-
-def _finish(bench: Workbench, start: Start, keeper: _Keeper) -> Generator[Event, None, StepResult]:
+def _finish(bench: Workbench, start: Start, keeper: Keeper) -> Generator[Event, None, StepResult]:
     """Curves and summary."""
     run, training, best_by = keeper.run, start.training, bench.metric.best_by
     write_curves(run.path / "plots" / "curves.png", training.history)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatcli.engine.loop import LoadedBatch
+from hatcli.engine.evaluation import LoadedBatch
 from hatcli.events import Event, Job, Note, Progress
 from hatcli.quantize.analysis.raising import How, Raiser, exception_of, order_by_gain
 from hatcli.quantize.analysis.search import Search, Trial

@@ -12,7 +12,7 @@ from torch import nn
 from hatcli import __version__
 from hatcli.config import Config
 from hatcli.data.loader import Loader, SampleSource
-from hatcli.engine.loop import Metric, evaluate
+from hatcli.engine.evaluation import Metric, evaluate
 from hatcli.errors import ConfigError
 from hatcli.events import Event, Note, Warned, headline
 from hatcli.recipes.build import (

@@ -1,0 +1,104 @@
+"""Signals that ask a job to stop, and the moments at which it must not be stopped.
+
+While `stop_signals` is entered, the first SIGINT, SIGTERM or SIGHUP raises `StoppedBySignal`
+where the program happens to be; inside ``with uninterrupted:`` it waits for the end of the block.
+So whatever must change together changes in such a block, and what is left when the exception
+comes can be saved. A second signal raises at once, wherever it comes.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+from hatcli.errors import StoppedBySignal
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_SAME_SIGNAL_S = 1.0  # 'timeout' and batch systems send one twice: to the process and its group
+
+
+class Uninterrupted:
+    """A block that the first signal lets finish; blocks may be nested. One for the process."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._asked = 0
+        self._first_at: float | None = None
+
+    def __enter__(self) -> None:
+        self._depth += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._depth -= 1
+        if self._asked and not self._depth and kind is None:
+            raise self._take()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a signal waits for the end of the block."""
+        return self._asked != 0
+
+    def ask(self, number: int) -> None:
+        """Note a signal, or raise for it where nothing forbids it.
+
+        Raises:
+            StoppedBySignal: at once outside a block, and for the second signal.
+        """
+        now = time.monotonic()
+        if self._first_at is None:
+            self._first_at = now
+            self._asked = number
+            if self._depth == 0:
+                raise self._take()
+        elif now - self._first_at > _SAME_SIGNAL_S:
+            self._asked = number
+            raise self._take()
+
+    def reset(self) -> None:
+        """Forget what was asked: another job begins."""
+        self._depth, self._asked, self._first_at = 0, 0, None
+
+    def _take(self) -> StoppedBySignal:
+        number, self._asked = self._asked, 0
+        return StoppedBySignal(number, f"stopped by {signal.Signals(number).name}")
+
+
+uninterrupted = Uninterrupted()
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Turn the stop signals into `StoppedBySignal` while the block runs.
+
+    Outside the main thread signals can't be watched, and nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # A signal to the whole group ends the data workers as well, and torch's handler raises
+        # at their end. A function takes its place, since Python complains of a pending signal
+        # whose handler has become the default.
+        signal.signal(signal.SIGCHLD, _do_nothing)
+        uninterrupted.ask(number)
+
+    uninterrupted.reset()
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    pass
