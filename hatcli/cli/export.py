@@ -80,6 +80,10 @@ def main(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file if it exists.")
     ] = False,
+    file_format: Annotated[
+        Literal["onnx", "safetensors"],
+        typer.Option("--format", help="ONNX, or the weights alone as safetensors."),
+    ] = "onnx",
     verify: Annotated[
         Path | None,
         typer.Option(
@@ -102,6 +106,8 @@ def main(
     Example: hat export unet --ckpt best.pth --dynamic batch --with-preprocess -o unet.onnx
 
     Example: hat export --verify unet-int_infer.onnx --images 50
+
+    Example: hat export --ckpt best.pth --format safetensors
     """
     target, overrides = one_target(arguments, config)
     if verify is not None:
@@ -124,10 +130,14 @@ def main(
         check_config(chosen)
     file, found = find_model_file(ckpt, weights, chosen)
     from hatcli.cli import _screen
-    from hatcli.recipes.export import ExportSettings, export_checkpoint
 
     if found:
         _screen.err.print(found, markup=False)
+    if file_format == "safetensors":
+        _write_weights(file, onnx_name, overwrite=overwrite, as_json=as_json)
+        return
+    from hatcli.recipes.export import ExportSettings, export_checkpoint
+
     settings = ExportSettings(
         onnx_name, sizes, dynamic, opset, with_preprocess, argmax, tolerance, overwrite
     )
@@ -135,12 +145,33 @@ def main(
         file, settings, config=chosen, overrides=overrides, is_weights=weights is not None
     )
     result = _screen.follow(job)
+    _show(result, as_json=as_json)
+    _screen.next_command(f"hat eval {result.file}")
+
+
+def _show(result: "ExportResult", *, as_json: bool) -> None:
+    from hatcli.cli import _screen
+
     if as_json:
         _screen.print_json(asdict(result))
-    else:
-        for line in _lines(result):
-            _screen.say(line)
-    _screen.next_command(f"hat eval {result.file}")
+        return
+    for line in _lines(result):
+        _screen.say(line)
+
+
+def _write_weights(file: Path, path: Path | None, *, overwrite: bool, as_json: bool) -> None:
+    from hatcli.cli import _screen
+    from hatcli.recipes.export_weights import export_weights
+
+    result = _screen.follow(export_weights(file, path, overwrite=overwrite))
+    if as_json:
+        _screen.print_json(asdict(result))
+        return
+    kind = "averaged weights" if result.averaged else "weights"
+    _screen.say(
+        f"{result.file}   {result.size_bytes / 1e6:.1f} MB   {result.step}   "
+        f"{kind}: {result.tensors} tensors, {result.parameters / 1e6:.2f} M numbers"
+    )
 
 
 def _verify(file: Path, images: int, overrides: list[str], *, as_json: bool) -> None:

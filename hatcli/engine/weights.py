@@ -11,12 +11,14 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from hatcli.engine.checkpoint import load_tensors, load_weights, require_finite, verify_container
 from hatcli.errors import CheckpointError, UsageError
 
 WRAPPERS = ("ema_state_dict", "state_dict", "model")  # where files keep weights, the best first
+CHECKSUM = "hat.weights_sha256"
 PARALLEL = "module."  # what DistributedDataParallel puts before every name
 
 
@@ -56,6 +58,20 @@ def load_foreign_weights(model: nn.Module, path: Path) -> None:
     load_weights(model, {**counters, **weights}, str(path))
 
 
+def save_safetensors(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write tensors, with their checksum among the metadata: the format itself has none.
+
+    Args:
+        path: of the file.
+        weights: name -> tensor.
+        about: further metadata.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    # Tensors that share memory would be refused: each is written by itself.
+    owned = {name: tensor.clone() for name, tensor in plain.items()}
+    safetensors.torch.save_file(owned, path, {**about, CHECKSUM: _checksum(owned)})
+
+
 def fingerprint(path: Path) -> str:
     """The first 8 digits of a file's SHA-256, which names of public weights often end in."""
     with path.open("rb") as file:
@@ -64,9 +80,24 @@ def fingerprint(path: Path) -> str:
 
 def _read_safetensors(path: Path) -> Any:
     try:
-        return safetensors.torch.load_file(path, device="cpu")
+        weights = safetensors.torch.load_file(path, device="cpu")
+        with safetensors.safe_open(path, "pt") as file:
+            expected = (file.metadata() or {}).get(CHECKSUM)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+    if expected is not None and expected != _checksum(weights):
+        raise CheckpointError(f"{path}: the weights are damaged: their checksum differs")
+    return weights
+
+
+def _checksum(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_torch(path: Path) -> Any:

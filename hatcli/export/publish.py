@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hatcli.errors import HatError, UsageError
@@ -11,11 +11,17 @@ from hatcli.export.metadata import seal
 
 
 @contextlib.contextmanager
-def unpublished(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write an ONNX file to.
+def unpublished(
+    path: Path, *, overwrite: bool = False, finish: Callable[[Path], None] | None = seal
+) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write a file to.
 
     On leaving, the file is sealed, forced to the disk and renamed to ``path``. On an error it is
     removed, and what was at ``path`` before is still there.
+
+    Args:
+        finish: the last change of the file, which leaves it on the disk; `seal` is for ONNX, None
+            for a file that needs none.
 
     Raises:
         UsageError: ``path`` exists and isn't to be overwritten.
@@ -27,10 +33,13 @@ def unpublished(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        seal(temporary)
+        if finish is None:
+            _sync(temporary)
+        else:
+            finish(temporary)
         _refuse_existing(path, overwrite=overwrite)  # another process may have been quicker
         temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)  # makes the new name survive a power cut
     except OSError as error:
         raise HatError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -44,9 +53,8 @@ def _refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{path}: exists already", "replace it with --overwrite")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
