@@ -19,6 +19,7 @@ _CONTEXT.set_forkserver_preload(["hatcli.recipes.journey", "hatcli.cli.train", "
 def _serve(arguments: Sequence[str], folder: str, errors: str) -> None:
     os.setsid()
     os.chdir(folder)
+    multiprocessing.set_start_method("fork", force=True)  # as in a shell; the server's would stay
     stream = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)

@@ -304,6 +304,24 @@ def test_a_teacher_gives_the_loss_its_scores_and_learns_nothing():
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+def test_targets_may_be_a_dict_of_tensors_for_each_image():
+    class Boxes(Blobs):
+        def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, list, list[str]]]:
+            for images, targets, names in super().epoch(number, start):
+                yield images, [{"classes": one[None]} for one in targets], names
+
+    class OfBoxes(nn.Module):
+        def forward(self, scores: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+            classes = torch.cat([target["classes"] for target in targets])
+            return nn.functional.cross_entropy(scores, classes)
+
+    training = new_training()
+    settings = FitSettings(epochs=1)
+    list(fit(training, Boxes(), settings, loss=OfBoxes(), prepare=nn.Identity(),
+             schedule=lambda step: 1.0))  # fmt: skip
+    assert training.epoch == 1
+
+
 def test_nan_is_never_best():
     training = new_training()
     assert training.finish_epoch({"a": math.nan}, "a") is False

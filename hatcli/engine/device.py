@@ -2,6 +2,7 @@
 
 import contextlib
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -49,6 +50,16 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def move(targets: Any, device: torch.device) -> Any:
+    """Targets on a device: a tensor, or a list with a dict of tensors for each image."""
+    if isinstance(targets, torch.Tensor):
+        return targets.to(device, non_blocking=True)
+    return [
+        {name: tensor.to(device, non_blocking=True) for name, tensor in target.items()}
+        for target in targets
+    ]
 
 
 def _cpu_has_bf16() -> bool:

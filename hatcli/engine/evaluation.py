@@ -1,16 +1,19 @@
 """The evaluation loop: a generator of events that returns a metric's values."""
 
 from collections.abc import Callable, Generator, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from hatcli.engine.device import move
 from hatcli.errors import DataError
 from hatcli.events import Event, Progress
 
-LoadedBatch = tuple[Tensor, Tensor, list[str]]
-"""uint8 images (N, 3, H, W), targets and the names of the samples."""
+LoadedBatch = tuple[Tensor, Any, list[str]]
+"""uint8 images (N, 3, H, W), targets and the names of the samples.
+
+Targets are a tensor, or with boxes a list of dicts of tensors."""
 
 
 class Metric(Protocol):
@@ -22,7 +25,7 @@ class Metric(Protocol):
 
     best_by: str
 
-    def update(self, scores: Tensor, targets: Tensor) -> None:
+    def update(self, scores: Any, targets: Any) -> None:
         """Take in a batch of raw scores (or index maps) and its targets."""
 
     def compute(self) -> dict[str, float]:
@@ -43,7 +46,7 @@ def evaluate(
     device: torch.device,
     total: int,
     activity: str = "evaluating",
-    on_scores: Callable[[Tensor, Tensor, Tensor, list[str]], None] | None = None,
+    on_scores: Callable[[Tensor, Any, Any, list[str]], None] | None = None,
 ) -> Generator[Event, None, dict[str, float]]:
     """Score a model on all batches and return the metric's values.
 
@@ -55,7 +58,7 @@ def evaluate(
     done = 0
     for images, targets, names in batches:
         scores = model(prepare(images.to(device, non_blocking=True)))
-        metric.update(scores, targets.to(device, non_blocking=True))
+        metric.update(scores, move(targets, device))
         if on_scores is not None:
             on_scores(images, scores, targets, names)
         done += len(names)

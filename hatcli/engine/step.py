@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from hatcli.engine.device import autocast
+from hatcli.engine.device import autocast, move
 from hatcli.engine.evaluation import LoadedBatch
 from hatcli.engine.meter import NonFinite
 from hatcli.engine.training import FitSettings, Training
@@ -98,7 +98,7 @@ class Stepper:
         with autocast(self._device, self._dtype):
             scores = self._forward(inputs)
             taught = () if self._teacher is None else (_scores_of(self._teacher, inputs),)
-        value: Tensor = self._loss(scores, targets.to(self._device, non_blocking=True), *taught)
+        value: Tensor = self._loss(scores, move(targets, self._device), *taught)
         if self._share != 1:
             value = value * self._share
         scaled: Tensor = value if self._scaler is None else self._scaler.scale(value)

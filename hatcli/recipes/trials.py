@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hatcli.engine.device import move
 from hatcli.engine.evaluation import LoadedBatch
 from hatcli.events import Event, Job, Note, Progress
 from hatcli.quantize.analysis.raising import How, Raiser, exception_of, order_by_gain
@@ -76,7 +77,7 @@ class TrialImages:
         bench, exact, done = self.bench, [], 0
         bench.metric.reset()
         for position, (images, targets, names) in enumerate(self.batches()):
-            bench.metric.update(model(self.prepared(images)), targets.to(bench.device))
+            bench.metric.update(model(self.prepared(images)), move(targets, bench.device))
             value = bench.metric.compute()[bench.metric.best_by]
             exact.append(value)
             done += len(names)
