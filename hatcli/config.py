@@ -34,7 +34,7 @@ class Key:
 REQUIRED = object()
 
 KEYS: dict[str, Key] = {
-    "task": Key((str,), REQUIRED, "'segmentation' or 'classification'"),
+    "task": Key((str,), REQUIRED, "'segmentation', 'classification' or 'detection'"),
     "model": Key((dict,), REQUIRED, "the network; trained and deployed from this one node"),
     "data_rootdir": Key((str,), "data", "folder that all dataset paths are joined to"),
     "train": Key((dict,), REQUIRED, "dataset, transforms, batch_size, num_workers"),

@@ -8,10 +8,12 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from hatcli.errors import ConfigError, did_you_mean
@@ -159,6 +161,34 @@ class Registry:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef) and _is_registered(node):
                     parts[node.name] = _part_from_source(node, module)
         return parts
+
+
+def import_file(path: Path, where: str) -> ModuleType:
+    """A user's file as a module, by its name, so that spawned workers can import it again.
+
+    Args:
+        path: of the file; its folder is added to those that modules come from.
+        where: what messages say first.
+
+    Raises:
+        ConfigError: there is no such file, another module has its name, or it fails.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{where}: no such file: {path}")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(path.stem)
+    except ConfigError:
+        raise
+    except Exception as error:
+        name = type(error).__name__
+        raise ConfigError(f"{where}: {str(path)!r} fails: {name}: {error}") from error
+    found = Path(module.__file__ or "")
+    if found.resolve() != path.resolve():
+        raise ConfigError(f"{where}: {path} is hidden by {found}", "give the file another name")
+    return module
 
 
 def fits(value: object, annotation: str) -> bool:

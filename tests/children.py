@@ -1,9 +1,12 @@
 """Runs a function in a forked child, for what may kill a process or needs one of its own."""
 
 import os
+import shutil
+import signal
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 from hatcli.errors import HatError
 
@@ -28,3 +31,27 @@ def in_child(function, *arguments):
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die_at_call(call, *more):
+    """Arrange that of all calls that change files, this one ends the process like a power cut.
+
+    Args:
+        call: counted from 0.
+        more: (owner, name) of further functions that count.
+    """
+    left = [call]
+
+    def fatal(real):
+        def instead(*arguments, **named):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return instead
+
+    of_os = [(os, name) for name in ("fsync", "pwritev", "ftruncate")]
+    of_path = [(Path, name) for name in ("rename", "unlink", "mkdir")]
+    for owner, name in [*of_os, *of_path, (shutil, "rmtree"), *more]:
+        setattr(owner, name, fatal(getattr(owner, name)))

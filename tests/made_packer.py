@@ -7,9 +7,12 @@ from collections import Counter
 import numpy as np
 
 from hatcli.data.packers import Made
-from hatcli.data.packers._work import StopRequest, make_records
-from hatcli.data.packs.publish import Draft, Identity, hold_lock, make_room
+from hatcli.data.packers._part import Part, Shard
+from hatcli.data.packers._work import Refused, StopRequest, make_records
+from hatcli.data.packs.place import hold_lock, make_room
+from hatcli.data.packs.publish import Draft, Identity
 from hatcli.data.packs.reader import open_pack
+from hatcli.errors import DataError
 
 
 class NumbersPacker:
@@ -19,6 +22,7 @@ class NumbersPacker:
         count: number of samples.
         size: values in each sample.
         deadly: making this sample kills the process; None for none.
+        damaged: making these samples is refused.
     """
 
     dataset = "numbers"
@@ -27,7 +31,7 @@ class NumbersPacker:
     remarks = ()
     unofficial = ()
 
-    def __init__(self, count=20, size=500, deadly=None):
+    def __init__(self, count=20, size=500, deadly=None, damaged=()):
         self.options = {"size": size}
         self.source = {"kind": "made up"}
         self.fields = {
@@ -36,11 +40,13 @@ class NumbersPacker:
         }
         self.stamps = [f"sample {index}" for index in range(count)]
         self.estimated_bytes = count * size * 4
-        self._size, self._deadly = size, deadly
+        self._size, self._deadly, self._damaged = size, deadly, damaged
 
     def make(self, index):
         if index == self._deadly:
             os.kill(os.getpid(), signal.SIGKILL)
+        if index in self._damaged:
+            raise DataError(f"number {index} is damaged")
         values = np.full(self._size, index, dtype=np.int32)
         return Made({"name": self.name(index), "values": values}, Counter({"sum": index}))
 
@@ -56,29 +62,61 @@ class NumbersPacker:
             "source": self.source,
             "options": self.options,
             "sum": totals["sum"],
+            "join": {"sum": "add"},
         }
 
     def find_remarks(self, meta):
         return []
 
 
-def build(target, packer=None, *, workers=0, restart=False, overwrite=False):
-    """Pack into a target, as the recipe does; return the metadata."""
+def build(
+    target,
+    packer=None,
+    *,
+    workers=0,
+    restart=False,
+    overwrite=False,
+    pack_type="lmdb",
+    shard=None,
+    leave_out=False,
+):
+    """Pack into a target, as the recipe does; return the metadata.
+
+    Args:
+        shard: (index, count) of the part that is packed; None for all.
+        leave_out: pass over damaged samples.
+    """
     packer = packer or NumbersPacker()
-    identity = Identity(packer.dataset, packer.split, packer.options, packer.source, packer.stamps)
+    if shard:
+        packer = Part(packer, Shard(*shard))
+    first = packer.first if shard else 0
+    identity = Identity(
+        packer.dataset, packer.split, packer.options, packer.source, packer.stamps, first
+    )
+    size_bytes = packer.estimated_bytes
     with hold_lock(target):
         make_room(target, overwrite=overwrite)
-        draft = Draft(target, identity, restart=restart, size_bytes=packer.estimated_bytes)
+        draft = Draft(target, identity, restart=restart, size_bytes=size_bytes, pack_type=pack_type)
         try:
             if not draft.is_complete:
-                for record in make_records(packer, draft.next, workers, StopRequest()):
-                    draft.add(record.data, record.totals)
-                draft.commit()
-                for _ in draft.finish(packer.describe(draft.totals)):
-                    pass
+                _fill(draft, packer, workers, leave_out)
             return draft.publish()
         finally:
             draft.close()
+
+
+def _fill(draft, packer, workers, leave_out):
+    first_key = int(draft.next_key)
+    for record in make_records(
+        packer, draft.next, workers, StopRequest(), first_key=first_key, leave_out=leave_out
+    ):
+        if isinstance(record, Refused):
+            draft.leave_out({"name": record.name, "error": record.error})
+        else:
+            draft.add(record.data, record.totals)
+    draft.commit()
+    for _ in draft.finish(packer.describe(draft.totals)):
+        pass
 
 
 def names_in(folder):

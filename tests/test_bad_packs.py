@@ -8,7 +8,7 @@ from bad_sources import BAD_SOURCES
 from made_cityscapes import IMAGES_ZIP, LABELS_ZIP, make_cityscapes, pack_cityscapes
 
 from hatcli.cli import run
-from hatcli.data.packs.publish import hold_lock
+from hatcli.data.packs.place import hold_lock
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import HatError
 

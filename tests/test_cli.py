@@ -17,7 +17,14 @@ COMMANDS = [
     for module in pkgutil.iter_modules(hatcli.cli.__path__)
     if not module.name.startswith("_")
 ]
-COMMANDS += [["config", "show"], ["config", "check"], ["config", "list"], ["pack", "cityscapes"]]
+COMMANDS += [
+    ["data", "check"],
+    ["data", "show"],
+    ["config", "show"],
+    ["config", "check"],
+    ["config", "list"],
+    ["pack", "cityscapes"],
+]
 HEAVY = {
     "torch",
     "torchvision",
@@ -56,7 +63,7 @@ def probe(*arguments: str) -> tuple[int, list[str], str, str]:
 def test_help_shows_an_example_and_loads_nothing_heavy(command):
     code, loaded, out, _ = probe(*command, "--help")
     assert (code, loaded) == (0, [])
-    is_group = command in ([], ["config"], ["pack"])
+    is_group = command in ([], ["config"], ["data"], ["pack"])
     assert is_group or f"hat {command[0]}" in out.replace("Usage: hat", ""), out
 
 

@@ -131,7 +131,7 @@ def test_what_a_config_prints_does_not_reach_stdout(tiny, capsys):
         ("train.batch_size=0", "train.batch_size: must be at least 1, got 0", ""),
         ("epochs=0", "epochs: must be at least 1, got 0", ""),
         ("fit.precision=int4", "fit.precision: must be Literal", ""),
-        ("task=detection", "task: unknown 'detection'", "segmentation"),
+        ("task=detecting", "task: unknown 'detecting'", "did you mean 'detection'?"),
         ("val.transforms=[3]", "val.transforms.0: must be a dict with a 'type', got 3", ""),
         ("steps.quat.epochs=1", "steps: no step 'quat'", "did you mean 'qat'?"),
         ("imports=['no_such_module']", "imports: 'no_such_module' fails", ""),

@@ -7,15 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from made_cityscapes import make_cityscapes
+from made_coco import make_coco
 from made_imagenet import make_imagenet
+from made_voc import make_voc
+from PIL import Image
 from street_net import write_street_config
 from tiny import write_tiny_config
 
 from hatcli.cli import run
 from hatcli.config import from_values, load_config
+from hatcli.data.packers import PACKERS
 from hatcli.data.scenes.draw import write_scenes
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.models import MODELS
@@ -69,6 +74,7 @@ def run_line(line: str) -> None:
     arguments = words[1:target]
     other = {"--val-only", "--resume", "--compare"} & set(arguments)
     trains_shipped = arguments[0] in ("train", "quantize") and not other
+    trains_shipped = trains_shipped and "my_config.py" not in arguments
     small = SMALL_CLASSES if "vargconvnet" in line else SMALL_MAPS
     # They come first, so that what the document says wins.
     code = run([arguments[0], *(small if trains_shipped else []), *arguments[1:]])
@@ -76,12 +82,45 @@ def run_line(line: str) -> None:
     assert code in ((0, 3) if "--max-drop" in words else (0,)), line
 
 
+def write_inputs(document: Path, folder: Path) -> None:
+    """Make the data that the commands of a document read, and the files that they name."""
+    data = folder / "data"
+    make_cityscapes(data / "cityscapes", train=4, val=2)
+    if "imagenet" in document.name:
+        make_imagenet(data / "imagenet", train=4, val=2, num_classes=1000)
+    elif document.name == "voc.md":
+        make_voc(data / "voc", year="2012")
+    elif document.name == "mscoco.md":
+        make_coco(data / "mscoco")
+    elif document.name == "add-your-own.md":
+        make_roads(data / "my_roads")
+        assert len(write_parts(document, folder)) == 3
+
+
+def make_roads(root: Path) -> None:
+    """Photos that are dark where there is road, and their masks."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(4):
+            mask = np.zeros((64, 96), np.uint8)
+            mask[:, 10 * number : 10 * number + 40] = 255
+            noise = rng.integers(0, 60, (64, 96, 3), np.uint8)
+            for folder, pixels in (
+                ("images", noise + (255 - mask)[..., None] // 2),
+                ("masks", mask),
+            ):
+                path = root / folder / split / f"road{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_of_a_document_runs(document, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    make_cityscapes(tmp_path / "data" / "cityscapes", train=4, val=2)
-    if "vargconvnet" in document.name:
-        make_imagenet(tmp_path / "data" / "imagenet", train=4, val=2, num_classes=1000)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr(PACKERS, "_joined", {})  # what a document adds goes with its test
+    monkeypatch.setattr(PACKERS, "_imported", dict(PACKERS._imported))
+    write_inputs(document, tmp_path)
     for line in commands(document):
         if MARK in line:
             continue
@@ -125,7 +164,9 @@ def test_every_link_to_a_file_leads_somewhere():
 
 def write_parts(document: Path, folder: Path) -> list[str]:
     """Write the files that a document shows, ready to copy; their names."""
-    shown = re.compile(r"`(my_\w+\.py)`:\n\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    shown = re.compile(
+        r"`(my_\w+\.py)`:\n\n```(?:python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL
+    )
     files = shown.findall(document.read_text())
     for name, source in files:
         (folder / name).write_text(source)

@@ -14,8 +14,8 @@ from made_imagenet import (
 from PIL import Image
 
 from hatcli.data.datasets import DATASETS
-from hatcli.data.datasets._decode import decode_image
 from hatcli.data.loader import Loader
+from hatcli.data.stored_image import decode_image
 from hatcli.errors import DataError, PackError, UsageError
 
 

@@ -5,21 +5,29 @@ import os
 import pickle
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 from children import in_child
-from made_packer import NumbersPacker, build
+from made_packer import NumbersPacker, build, names_in
 
 from hatcli.data.packs import lmdb as packs_lmdb
+from hatcli.data.packs.container import PACK_TYPES
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import PackError
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("packs") / "train_lmdb"
-    build(path, NumbersPacker(12))
+@pytest.fixture(scope="module", params=PACK_TYPES)
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("packs") / "train"
+    build(path, NumbersPacker(12), pack_type=request.param)
     return path
+
+
+def open_files(folder):
+    """How often files of a folder are open in this process."""
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum(link.parent == folder for link in links)
 
 
 def test_it_is_a_sequence(folder):
@@ -34,20 +42,31 @@ def test_it_is_a_sequence(folder):
 
 def test_nothing_is_open_before_the_first_read_and_after_closing(folder):
     pack = open_pack(folder)
-    assert len(packs_lmdb._shared) == 0
+    assert open_files(folder) == 0
     pack[0]
-    assert len(packs_lmdb._shared) == 1
+    assert open_files(folder) > 0
     pack.close()
-    assert len(packs_lmdb._shared) == 0
+    assert open_files(folder) == 0
     assert pack[1]["name"] == "number 1"
 
 
-def test_two_packs_on_one_folder_share_what_is_open(folder):
-    first, second = open_pack(folder), open_pack(folder)
+def test_two_packs_on_one_folder_are_read_and_closed_apart(folder):
+    first, second = open_pack(folder), open_pack(folder, order="sequential")
     assert first[0]["name"] == second[0]["name"] == "number 0"
     first.close()
     assert second[1]["name"] == "number 1"
+    second.close()
+    assert open_files(folder) == 0
+
+
+def test_packs_on_one_lmdb_file_share_what_is_open(tmp_path):
+    build(tmp_path / "train_lmdb")
+    first, second = open_pack(tmp_path / "train_lmdb"), open_pack(tmp_path / "train_lmdb")
+    assert first[0]["name"] == second[0]["name"]
     assert len(packs_lmdb._shared) == 1
+    first.close()
+    second.close()
+    assert len(packs_lmdb._shared) == 0
 
 
 def test_a_pack_is_read_through_another_path_to_the_same_file(folder, tmp_path):
@@ -119,8 +138,9 @@ def test_a_pack_is_read_without_the_right_to_write(folder, tmp_path):
         os.seteuid(65534)
         assert open_pack(folder)[0]["name"] == "number 0"
 
+    before = names_in(folder)
     assert in_child(read) == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["data.mdb", "meta.json"]
+    assert names_in(folder) == before
 
 
 def test_a_sample_without_a_field_that_the_metadata_promises_is_refused(tmp_path):

@@ -95,7 +95,9 @@ def test_after_a_kill_only_what_is_missing_is_made_again(tmp_path, monkeypatch):
     made = []
     real = _work.make_record
     monkeypatch.setattr(
-        _work, "make_record", lambda packer, index: made.append(index) or real(packer, index)
+        _work,
+        "make_record",
+        lambda packer, index, key: made.append(index) or real(packer, index, key),
     )
     build(target)
     assert made == list(range(8, 20))

@@ -1,9 +1,7 @@
 """Packs on disk: whole or not there, gone on with after any stop, the same from any run."""
 
-import hashlib
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +12,10 @@ import pytest
 from children import REFUSED, in_child
 from made_packer import NumbersPacker, build, names_in, numbers_in
 
-from hatcli.data.packs import disk, publish
+from hatcli.data.packs import publish
 from hatcli.data.packs.lmdb import LmdbWriter
 from hatcli.data.packs.meta import META_KEY, sample_key
-from hatcli.data.packs.publish import hold_lock
+from hatcli.data.packs.place import hold_lock
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import HatError, LockedError, PackError, UsageError
 
@@ -25,10 +23,6 @@ from hatcli.errors import HatError, LockedError, PackError, UsageError
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     monkeypatch.setattr(publish, "BATCH_RECORDS", 4)
-
-
-def sha256(path):
-    return hashlib.sha256((path / "data.mdb").read_bytes()).hexdigest()
 
 
 def test_samples_come_back_in_order(tmp_path):
@@ -49,12 +43,6 @@ def test_a_published_pack_is_two_files_and_nothing_beside(tmp_path):
     build(tmp_path / "train_lmdb")
     assert names_in(tmp_path) == ["train_lmdb"]
     assert names_in(tmp_path / "train_lmdb") == ["data.mdb", "meta.json"]
-
-
-def test_the_bytes_dont_depend_on_the_number_of_workers(tmp_path):
-    build(tmp_path / "none")
-    build(tmp_path / "two", workers=2)
-    assert sha256(tmp_path / "none") == sha256(tmp_path / "two")
 
 
 def test_the_file_is_written_durably_and_in_the_old_format(tmp_path, monkeypatch):
@@ -164,29 +152,6 @@ def test_the_files_have_the_rights_that_the_user_asked_for(tmp_path, mask):
     assert folder.stat().st_mode & 0o777 == 0o777 & ~mask
     for name in ("data.mdb", "meta.json"):
         assert (folder / name).stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-def test_a_disk_too_small_is_refused_before_a_batch(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
-    with pytest.raises(HatError, match=r"disk full at .*need about .* MB, 2 MB free"):
-        build(tmp_path / "train_lmdb")
-    assert not (tmp_path / "train_lmdb").exists()
-
-
-def test_a_write_that_fails_midway_is_explained_and_gone_on_with(tmp_path):
-    target = tmp_path / "train_lmdb"
-    packer = NumbersPacker(60, size=5000)
-    expected = build(tmp_path / "whole", packer)["content_sha256"]
-
-    def run():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-        with pytest.raises(HatError, match=r"cannot write to .*Input/output error"):
-            build(target, packer)
-
-    assert in_child(run) == 0
-    assert not target.exists()
-    assert build(target, packer)["content_sha256"] == expected
 
 
 def test_a_map_beyond_the_address_space_is_explained(tmp_path):

@@ -23,6 +23,7 @@ ARGUMENTS = {
     "RandomErasing": {"p": 1.0},
     "RandomFlip": {"p": 1.0},
     "RandomResizedCrop": {"size": [20, 30]},
+    "RandomScaleCropFlip": {"height": 24, "width": 72},
     "Resize": {"size": [20, 30]},
 }
 

@@ -12,14 +12,15 @@ import typer
 from typer.core import TyperGroup
 
 from hatcli.cli._options import AsJson
+from hatcli.cli._pack_tools import Overwrite, add_to
 from hatcli.data.packers import PACKERS
-from hatcli.errors import UsageError, did_you_mean
-from hatcli.registry import Parameter, Part
+from hatcli.errors import ConfigError, UsageError, did_you_mean
+from hatcli.registry import Parameter, Part, import_file
 
 if TYPE_CHECKING:
     from hatcli.recipes.pack import PackResult
 
-_CONFIG_OF = {"segmentation": "unet", "classification": "vargconvnet"}
+_CONFIG_OF = {"cityscapes": "unet", "imagenet": "vargconvnet"}
 
 
 class _Datasets(TyperGroup):
@@ -29,15 +30,17 @@ class _Datasets(TyperGroup):
         return [*PACKERS.names(), *(name for name in self.commands if name not in PACKERS.names())]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in self.commands and cmd_name in PACKERS.names():
+        name = _packer_in(Path(cmd_name)) if cmd_name.endswith(".py") else cmd_name
+        if cmd_name not in self.commands and name in PACKERS.names():
             one = typer.Typer(add_completion=False)
-            one.command(cmd_name)(_dataset_command(PACKERS.part(cmd_name)))
+            one.command(cmd_name)(_dataset_command(PACKERS.part(name), cmd_name))
             self.commands[cmd_name] = typer.main.get_command(one)
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = self.list_commands(ctx)
-        if args and not args[0].startswith("-") and args[0] not in known:
+        named = args and not args[0].startswith("-") and not args[0].endswith(".py")
+        if named and args[0] not in known:
             raise UsageError(f"no dataset {args[0]!r}", did_you_mean(args[0], known))
         return super().resolve_command(ctx, args)
 
@@ -50,34 +53,51 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _keep_group() -> None:
-    """Without a callback, a group without commands of its own is none."""
+add_to(app)
 
 
-def _dataset_command(part: Part) -> Callable[..., None]:
-    """The command of one dataset: the options of all, and those that its packer takes."""
+def _packer_in(file: Path) -> str:
+    """The name of the packer that a user's file registers.
+
+    Raises:
+        ConfigError: the file isn't there, fails, or registers none.
+    """
+    module = import_file(file, "packer").__name__
+    found = [name for name in PACKERS.names() if PACKERS.part(name).module == module]
+    if len(found) != 1:
+        raise ConfigError(f"packer: {file} registers {len(found)} packers; one is needed")
+    return found[0]
+
+
+def _dataset_command(part: Part, word: str) -> Callable[..., None]:
+    """The command of one dataset: the options of all, and those that its packer takes.
+
+    Args:
+        part: the packer.
+        word: what the command line calls it: its name, or its file.
+    """
     own = [parameter for parameter in part.parameters if parameter.name not in PACKERS.given]
 
     def command(**values: Any) -> None:
         options = {parameter.name: values.pop(parameter.name) for parameter in own}
         given = {name: value for name, value in options.items() if value is not None}
-        _pack(part.name, given, **values)
+        _pack(part.name, given, word, **values)
 
     descriptions = _describe_arguments(part)
     parameters = [
-        *list(inspect.signature(_pack).parameters.values())[2:],
+        *list(inspect.signature(_pack).parameters.values())[3:],
         *[_as_option(parameter, descriptions.get(parameter.name, "")) for parameter in own],
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = f"{part.summary}\n\nExample: hat pack {part.name} --split train"
+    command.__doc__ = f"{part.summary}\n\nExample: hat pack {word} --split train"
     return command
 
 
 def _pack(
     dataset: str,
     options: Mapping[str, Any],
+    word: str,
     *,
     split: Annotated[
         str,
@@ -100,7 +120,7 @@ def _pack(
             "--out",
             "--target-data-dir",
             metavar="DIR",
-            help="Gets the folder SPLIT_lmdb; the source's folder unless given.",
+            help="Gets the folder SPLIT_lmdb or so; the source's folder unless given.",
         ),
     ] = None,
     num_workers: Annotated[
@@ -121,15 +141,37 @@ def _pack(
             "--expect", metavar="any|official", help="Insist on the published number of images."
         ),
     ] = "any",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a pack that is there.")
-    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Pack the I-th of N equal parts, on this or another machine; see 'hat pack join'.",
+        ),
+    ] = None,
+    on_error: Annotated[
+        str,
+        typer.Option(
+            "--on-error",
+            metavar="fail|quarantine",
+            help="What a damaged sample does: end the run, or be left out and listed.",
+        ),
+    ] = "fail",
+    max_quarantine: Annotated[
+        float,
+        typer.Option(
+            "--max-quarantine",
+            metavar="SHARE",
+            help="Share of the samples that may be left out; one may be in any case.",
+        ),
+    ] = 0.001,
+    overwrite: Overwrite = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an unfinished run left.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    from hatcli.cli import _screen
+    from hatcli.cli import _pack_result, _screen
     from hatcli.recipes.pack import pack
 
     result = _screen.follow(
@@ -141,16 +183,16 @@ def _pack(
             num_workers=num_workers,
             pack_type=pack_type,
             expect=expect,
+            shard=shard,
+            on_error=on_error,
+            max_quarantine=max_quarantine,
             overwrite=overwrite,
             restart=restart,
             **options,
         )
     )
-    if as_json:
-        _screen.print_json(_as_document(result))
-    else:
-        _show(result)
-    _screen.next_command(_what_next(result, source, out))
+    _pack_result.show(result, as_json=as_json)
+    _screen.next_command(_what_next(result, word, source, out, options))
 
 
 def _as_option(parameter: Parameter, description: str) -> inspect.Parameter:
@@ -183,85 +225,29 @@ def _describe_arguments(part: Part) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", text[0].upper() + text[1:]) for name, text in entries}
 
 
-def _show(result: "PackResult") -> None:
-    from hatcli.cli import _screen
-    from hatcli.data.packs.disk import size_text
-
-    meta = result.meta
-    checks = "every record read back"
-    if meta["options"].get("check") == "decode":
-        checks = f"every image decoded, {checks}"
-    kinds = [f"{kind} ({count})" for kind, count in meta.get("counts", {}).items()]
-    rows = [
-        ("images", f"{meta['length']}"),
-        ("bytes", f"{result.size_bytes} ({size_text(result.size_bytes)})"),
-        ("image sizes", _image_sizes(meta.get("sizes", {}))),
-        ("image kinds", ", ".join(kinds)),
-        *_class_rows(meta),
-        ("content sha256", meta["content_sha256"][:16]),
-        ("checks", checks),
-        ("seconds", f"{result.seconds:.1f}"),
-    ]
-    if result.resumed_at:
-        rows.append(("from an earlier run", f"{result.resumed_at}"))
-    _screen.print_table(str(result.path), ("", ""), rows)
-    if "class_pixels" in meta:
-        _show_classes(meta)
-
-
-def _image_sizes(sizes: Mapping[str, Any]) -> str:
-    """Each size and how often it occurs; where there are too many, the range of each side."""
-    return ", ".join(
-        f"{size} ({n})" if isinstance(n, int) else f"{size} {_range_text(n)}"
-        for size, n in sizes.items()
-    )
-
-
-def _class_rows(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Images a class, in two lines: there may be a thousand classes."""
-    counts = sorted(count for count in meta.get("class_images", []) if count)
-    if not counts:
-        return []
-    spread = {"min": counts[0], "median": counts[(len(counts) - 1) // 2], "max": counts[-1]}
-    classes = f"{len(counts)} of {meta['num_classes']} have images"
-    return [("classes", classes), ("images a class", _range_text(spread))]
-
-
-def _range_text(spread: Mapping[str, int]) -> str:
-    if spread["min"] == spread["max"]:
-        return str(spread["min"])
-    return f"{spread['min']} to {spread['max']} (median {spread['median']})"
-
-
-def _show_classes(meta: Mapping[str, Any]) -> None:
-    from hatcli.cli import _screen
-
-    pixels = dict(zip(meta["classes"], meta["class_pixels"], strict=True))
-    pixels["(ignored)"] = meta["ignored_pixels"]
-    total = sum(pixels.values())
-    rows = [(name, f"{count}", f"{100 * count / total:.2f}") for name, count in pixels.items()]
-    _screen.print_table("", ("class", "pixels", "share %"), rows)
-
-
-def _as_document(result: "PackResult") -> dict[str, Any]:
-    return {
-        "path": str(result.path),
-        "images": result.meta["length"],
-        "bytes": result.size_bytes,
-        "seconds": round(result.seconds, 3),
-        "resumed_at": result.resumed_at,
-        "remarks": result.remarks,
-        "meta": result.meta,
-    }
-
-
-def _what_next(result: "PackResult", source: Path | None, out: Path | None) -> str:
-    """The other split, or the training that reads what is packed."""
-    folder = result.path.parent
-    suffix = result.path.name.removeprefix(result.meta["split"])
-    if result.meta["split"] == "train" and not (folder / f"val{suffix}").exists():
+def _what_next(
+    result: "PackResult",
+    word: str,
+    source: Path | None,
+    out: Path | None,
+    options: Mapping[str, Any],
+) -> str:
+    """The other split, or what puts the pack to use."""
+    folder, meta = result.path.parent, result.meta
+    if "shard" in meta:
+        return f"hat pack join {folder}"
+    suffix = result.path.name.removeprefix(meta["split"])
+    if meta["split"] == "train" and not (folder / f"val{suffix}").exists():
         places = f" --src {source}" if source else ""
         places += f" --out {out}" if out else ""
-        return f"hat pack {result.meta['dataset']} --split val{places}"
+        places += f" --pack-type {suffix[1:]}" if suffix != "_lmdb" else ""
+        for name, value in options.items():
+            option = "--" + name.replace("_", "-")
+            places += f" {option}" if value is True else f" {option} {value}"
+        return f"hat pack {word} --split val{places}"
+    if word not in _CONFIG_OF:
+        return f"hat {'pack verify' if word.endswith('.py') else 'data show'} {result.path}"
     where = f" data_rootdir={folder}" if source or out else ""
-    return f"hat train {_CONFIG_OF.get(result.meta['task'], 'CONFIG')}{where}"
+    if suffix != "_lmdb":
+        where += f" train.dataset.path=train{suffix} val.dataset.path=val{suffix}"
+    return f"hat train {_CONFIG_OF[word]}{where}"

@@ -1,5 +1,6 @@
 """Class names, ids and colours of the datasets."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 IGNORE = 255
@@ -65,3 +66,52 @@ CITYSCAPES_CLASSES = tuple(
 CITYSCAPES_PALETTE = tuple(
     row.color for row in sorted(CITYSCAPES, key=lambda row: row.train_id) if row.train_id != IGNORE
 )
+
+# The classes of PASCAL VOC (Everingham et al., IJCV 2010), in the order of its development kit;
+# in its segmentation 0 is the background and these are 1 to 20.
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+VOC_SEGMENTATION_CLASSES = ("background", *VOC_CLASSES)
+
+
+def voc_color(index: int) -> tuple[int, int, int]:
+    """RGB of a value in the label images of VOC, 0 to 255.
+
+    The development kit's rule: bits 0, 3 and 6 of the index are the upper bits of red, highest
+    first, 1, 4 and 7 those of green, 2 and 5 those of blue.
+    """
+    red, green, blue = (
+        sum((index >> (3 * place + channel) & 1) << (7 - place) for place in range(3))
+        for channel in range(3)
+    )
+    return red, green, blue
+
+
+VOC_PALETTE = tuple(voc_color(index) for index in range(len(VOC_SEGMENTATION_CLASSES)))
+
+_PALETTES = {CITYSCAPES_CLASSES: CITYSCAPES_PALETTE, VOC_SEGMENTATION_CLASSES: VOC_PALETTE}
+
+
+def palette_of(classes: Sequence[str]) -> tuple[tuple[int, int, int], ...] | None:
+    """The colours, RGB 0 to 255, that a dataset of these classes gives them; None if none."""
+    return _PALETTES.get(tuple(classes))

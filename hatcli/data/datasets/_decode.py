@@ -1,38 +1,26 @@
-"""From the bytes of an image to its pixels."""
+"""From the image of a record to that of a sample."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hatcli.data.packers._images import load_pixels, open_image
+from hatcli.data.packs.strips import RawRows, Strips
+from hatcli.data.stored_image import StoredImage, decode_image
 
 
-def stored_image(record: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """The image of a record as (H, W, 3) uint8 RGB, on memory of its own.
+def stored_image(record: Mapping[str, Any]) -> Any:
+    """The image of a record: (H, W, 3) uint8 RGB on memory of its own, or not decoded yet.
 
     Args:
-        record: "image" holds encoded bytes or pixels, "name" is what messages call it.
+        record: "image" holds an encoded file or pixels, "height" and "width" its size, "name" is
+            what messages call it.
+
+    Returns:
+        `StoredImage` for a record that was read as views, else pixels.
 
     Raises:
         DataError: the bytes can't be decoded.
     """
-    image = record["image"]
-    return decode_image(image, record["name"]) if isinstance(image, bytes) else image
-
-
-def decode_image(data: bytes, where: str, max_pixels: int | None = None) -> NDArray[np.uint8]:
-    """An encoded image as (H, W, 3) uint8 RGB, on memory of its own; alpha is dropped.
-
-    Args:
-        data: the whole file.
-        where: what messages call it.
-        max_pixels: refused above; None for no limit.
-
-    Raises:
-        DataError: no image, damaged, or too large.
-    """
-    image = open_image(data, where, max_pixels)
-    load_pixels(image, where)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    image, name = record["image"], record["name"]
+    if isinstance(image, memoryview | Strips | RawRows):
+        return StoredImage(image, name, (record["height"], record["width"]))
+    return decode_image(image, name) if isinstance(image, bytes) else image

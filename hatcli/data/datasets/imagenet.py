@@ -4,18 +4,21 @@ All give {"image": (H, W, 3) uint8 RGB, "label": index of the class, "name": "n0
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hatcli.data.datasets import DATASETS
-from hatcli.data.datasets._decode import decode_image, stored_image
+from hatcli.data.datasets._decode import stored_image
 from hatcli.data.packers._class_images import ClassFolders
 from hatcli.data.packers._images import MAX_PIXELS
 from hatcli.data.packers._members import Members
 from hatcli.data.packers.imagenet import imagenet
 from hatcli.data.packs.reader import open_pack
+from hatcli.data.stored_image import StoredImage
 from hatcli.errors import DataError, UsageError
+
+T = TypeVar("T")
 
 
 @DATASETS.register
@@ -41,6 +44,10 @@ class ImageNet:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return _as_sample(self._pack[index])
+
+    def read(self, index: int, use: Callable[[dict[str, Any]], T]) -> T:
+        """What ``use`` makes of a sample whose image is a `StoredImage`, valid meanwhile."""
+        return self._pack.read(index, lambda record: use(_as_sample(record)), views=True)
 
     def close(self) -> None:
         """Let go of the database; the next read opens it again, in whatever process that is."""
@@ -102,10 +109,15 @@ class ImageFolder:
         return len(self._members)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.read(index, lambda sample: {**sample, "image": sample["image"].pixels()})
+
+    def read(self, index: int, use: Callable[[dict[str, Any]], T]) -> T:
+        """What ``use`` makes of a sample whose image is a `StoredImage`."""
         member = self._members[index]
-        data = self._files.read(member)
-        image = decode_image(data, self._files.where(member.path), MAX_PIXELS)
-        return {"image": image, "label": member.label, "name": member.path.rpartition(".")[0]}
+        where = self._files.where(member.path)
+        image = StoredImage(self._files.read(member), where, max_pixels=MAX_PIXELS)
+        name = member.path.rpartition(".")[0]
+        return use({"image": image, "label": member.label, "name": name})
 
 
 def _as_sample(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Packer(Protocol):
     Attributes:
         dataset: what ``hat pack`` calls it.
         options: plain values; two packs of one source with equal options are equal.
-        fields: name -> {"type", "required"}, for arrays "dtype" and "codec" ("raw" or "zstd").
+        fields: name -> {"type", "required"}, for arrays "dtype" and "codec" ("raw", "zstd",
+            "strips").
         source: plain values for the metadata; without paths and times.
         stamps: one a sample, in pack order; differs when a sample's source files differ.
         official_length: samples that the published split has.

@@ -48,7 +48,7 @@ class Files(Protocol):
         """The files whose path starts with a prefix such as 'gtFine/train/', in any order."""
         ...
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         """The whole file.
 
         Raises:
@@ -72,7 +72,9 @@ class Folder:
         self._root = root
 
     def under(self, prefix: str) -> Iterator[Entry]:
-        """The files whose path starts with a prefix, in any order; hidden ones are left out."""
+        """The files below a folder, in any order; none if it isn't there. No hidden ones."""
+        if not (self._root / prefix).exists():
+            return
         try:
             for folder, folders, names in os.walk(
                 self._root / prefix, onerror=_raise, followlinks=True
@@ -85,14 +87,15 @@ class Folder:
             where = shown(str(error.filename))
             raise DataError(f"cannot read {where}: {error.strerror}") from error
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         """The whole file."""
         try:
             with (self._root / name).open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
+                # No more than is there, since so many bytes are allocated.
+                data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
         except OSError as error:
             raise DataError(f"cannot read {self.where(name)}: {error.strerror}") from error
-        return _not_too_large(data, self.where(name))
+        return _not_too_large(data, self.where(name), max_bytes)
 
     def where(self, name: str) -> str:
         """The file's path."""
@@ -129,11 +132,11 @@ class Archive:
                 content = f"{member.file_size} {member.CRC:08x}"
                 yield Entry(name, member.file_size, content, content)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         """The whole member; its checksum is compared."""
         archive = self._open()
         member = archive.getinfo(name)
-        self._check(member)
+        self._check(member, max_bytes)
         try:
             with archive.open(member) as file:
                 data = file.read(member.file_size + 1)
@@ -169,12 +172,12 @@ class Archive:
             self._opened = (os.getpid(), archive)
         return self._opened[1]
 
-    def _check(self, member: zipfile.ZipInfo) -> None:
+    def _check(self, member: zipfile.ZipInfo, max_bytes: int) -> None:
         where, size = self.where(member.filename), member.file_size
         if member.flag_bits & 1:
             raise DataError(f"{where}: member is encrypted")
-        if size > MAX_FILE_BYTES:
-            raise DataError(f"{where}: {size_text(size)}; limit {size_text(MAX_FILE_BYTES)}")
+        if size > max_bytes:
+            raise DataError(f"{where}: {size_text(size)}; limit {size_text(max_bytes)}")
         if size > _BOMB_BYTES and size > MAX_ZIP_RATIO * member.compress_size:
             sizes = f"{size_text(size)} from {size_text(member.compress_size)}"
             raise DataError(f"{where}: refused, {sizes} (possible bomb)")
@@ -185,9 +188,9 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _not_too_large(data: bytes, where: str) -> bytes:
-    if len(data) > MAX_FILE_BYTES:
-        raise DataError(f"{where}: file is larger than {size_text(MAX_FILE_BYTES)}")
+def _not_too_large(data: bytes, where: str, max_bytes: int) -> bytes:
+    if len(data) > max_bytes:
+        raise DataError(f"{where}: file is larger than {size_text(max_bytes)}")
     return data
 
 

@@ -8,16 +8,17 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from hatcli.data.packers import Packer
+from hatcli.data.packers._memory import keep_freed_memory
 from hatcli.data.packs.codec import encode
-from hatcli.data.packs.frame import seal
+from hatcli.data.packs.frame import seal, unseal
 from hatcli.data.packs.meta import check_fields, sample_key
 from hatcli.errors import DataError, HatError
 
@@ -41,6 +42,21 @@ class Record(NamedTuple):
 
     data: bytes
     totals: Counter[str]
+
+
+class Refused(NamedTuple):
+    """A sample that is damaged or not legal, and is left out.
+
+    Attributes:
+        name: what messages call the sample.
+        error: what is wrong with it.
+    """
+
+    name: str
+    error: str
+
+
+_Made = Record | Refused | Exception
 
 
 class StopRequest:
@@ -81,8 +97,14 @@ def watch_stop_signals() -> Iterator[StopRequest]:
 
 
 def make_records(
-    packer: Packer, start: int, num_workers: int, stop: StopRequest
-) -> Iterator[Record]:
+    packer: Packer,
+    start: int,
+    num_workers: int,
+    stop: StopRequest,
+    *,
+    first_key: int | None = None,
+    leave_out: bool = False,
+) -> Iterator[Record | Refused]:
     """The records from ``start`` on, in order; ends early when a stop is asked.
 
     Args:
@@ -90,46 +112,102 @@ def make_records(
         start: index of the first.
         num_workers: processes; 0 works in this one. The records don't depend on it.
         stop: looked at before each record.
+        first_key: number of the first record's key; ``start`` unless given. Keys have no gaps.
+        leave_out: give `Refused` for a sample that is damaged instead of raising for it.
 
     Raises:
         DataError: a sample is damaged or not legal; those before it were yielded.
         HatError: a worker died.
     """
-    if num_workers == 0:
-        for index in range(start, len(packer.stamps)):
-            if stop:
-                return
-            yield make_record(packer, index)
-    else:
-        yield from _make_in_processes(packer, start, num_workers, stop)
+    shift = 0 if first_key is None else first_key - start
+    task = _Task(packer, shift, leave_out)
+    refused = 0
+    made = (
+        _make_in_processes(task, start, num_workers, stop)
+        if num_workers
+        else _make_here(task, start, stop)
+    )
+    with closing(made):  # ends the workers, whoever still holds this frame
+        for index, one in enumerate(made, start + shift):
+            if isinstance(one, Refused):
+                refused += 1
+                yield one
+            else:
+                yield _move(one, index, index - refused) if refused else one
 
 
-def make_record(packer: Packer, index: int) -> Record:
+def make_record(packer: Packer, index: int, key_number: int | None = None) -> Record:
     """One sample, from its source files to the bytes that are stored.
+
+    Args:
+        packer: makes the sample.
+        index: of the sample.
+        key_number: of the record's key; the index unless given.
 
     Raises:
         DataError: the sample is damaged or not legal.
     """
+    key = sample_key(index if key_number is None else key_number)
     sample, totals = packer.make(index)
     try:
         check_fields(sample, packer.fields)
-        packed = [name for name, field in packer.fields.items() if field.get("codec") == "zstd"]
-        return Record(seal(sample_key(index), encode(sample, zstd=packed)), totals)
+        packed, strips = _stored_as(packer, "zstd"), _stored_as(packer, "strips")
+        return Record(seal(key, encode(sample, zstd=packed, strips=strips)), totals)
     except DataError as error:
         raise DataError(f"{packer.name(index)}: {error.message}", error.hint) from error
 
 
+def _stored_as(packer: Packer, codec: str) -> list[str]:
+    return [name for name, field in packer.fields.items() if field.get("codec") == codec]
+
+
+class _Task(NamedTuple):
+    """What a worker has to do with each sample.
+
+    Attributes:
+        shift: key numbers are so much larger than indices.
+        leave_out: whether a damaged sample is no end of the work.
+    """
+
+    packer: Packer
+    shift: int
+    leave_out: bool
+
+    def make(self, index: int) -> Record | Refused:
+        try:
+            return make_record(self.packer, index, index + self.shift)
+        except DataError as error:
+            if not self.leave_out:
+                raise
+            return Refused(self.packer.name(index), error.message)
+
+
+def _make_here(
+    task: _Task, start: int, stop: StopRequest
+) -> Generator[Record | Refused, None, None]:
+    for index in range(start, len(task.packer.stamps)):
+        if stop:
+            return
+        yield task.make(index)
+
+
+def _move(record: Record, old: int, new: int) -> Record:
+    """The record framed under another key; workers can't know what others left out."""
+    payload = unseal(sample_key(old), record.data, check=False)
+    return record._replace(data=seal(sample_key(new), bytes(payload)))
+
+
 def _make_in_processes(
-    packer: Packer, start: int, num_workers: int, stop: StopRequest
-) -> Iterator[Record]:
+    task: _Task, start: int, num_workers: int, stop: StopRequest
+) -> Generator[Record | Refused, None, None]:
     """Deals the samples out in turn; each worker has a pipe of its own.
 
     With queues that workers share, as in the standard library's pools, a worker that is killed
     while it hands over a large record leaves the main process waiting for ever.
     """
-    total = len(packer.stamps)
+    total = len(task.packer.stamps)
     workers = [
-        _Worker(packer, range(start + place, total, num_workers))
+        _Worker(task, range(start + place, total, num_workers))
         for place in range(min(num_workers, total - start))
     ]
     try:
@@ -142,7 +220,7 @@ def _make_in_processes(
                 if stop:
                     return
                 raise HatError(
-                    f"a packing worker died at {packer.name(index)} or soon after",
+                    f"a packing worker died at {task.packer.name(index)} or soon after",
                     "often it ran out of memory: give a smaller --num-workers; "
                     "the same command then goes on where it stopped",
                 )
@@ -155,12 +233,12 @@ def _make_in_processes(
 class _Worker:
     """One process that makes some of the samples, in order."""
 
-    def __init__(self, packer: Packer, indices: Iterable[int]) -> None:
+    def __init__(self, task: _Task, indices: Iterable[int]) -> None:
         # Started afresh, it inherits neither the lock nor the open pack nor threads.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe(duplex=False)
         self._process: SpawnProcess = context.Process(
-            target=_work, args=(packer, indices, theirs), daemon=True
+            target=_work, args=(task, indices, theirs), daemon=True
         )
         # A terminal sends Ctrl-C to the workers as well, and only the main process decides what
         # to do: they are born deaf to it. (The tracker unblocks the signal when it starts.)
@@ -172,7 +250,7 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # now the end of the worker is the end of the pipe
 
-    def take(self) -> Record | None:
+    def take(self) -> Record | Refused | None:
         """The next record; None when the worker died. What it raised is raised here."""
         try:
             made = self._connection.recv()
@@ -189,14 +267,15 @@ class _Worker:
         self._connection.close()
 
 
-def _work(packer: Packer, indices: Iterable[int], connection: Connection) -> None:
+def _work(task: _Task, indices: Iterable[int], connection: Connection) -> None:
     """In a worker: make the samples while a thread hands over those before."""
-    made: queue.Queue[Record | Exception | None] = queue.Queue(_AHEAD_PER_WORKER)
+    keep_freed_memory()
+    made: queue.Queue[_Made | None] = queue.Queue(_AHEAD_PER_WORKER)
     sender = threading.Thread(target=_send_all, args=(made, connection))
     sender.start()
     try:
         for index in indices:
-            made.put(make_record(packer, index))
+            made.put(task.make(index))
     except Exception as error:  # noqa: BLE001 - it goes to the main process, whatever it is
         if not isinstance(error, HatError):
             error.add_note(traceback.format_exc())
@@ -206,7 +285,7 @@ def _work(packer: Packer, indices: Iterable[int], connection: Connection) -> Non
         sender.join()
 
 
-def _send_all(made: "queue.Queue[Record | Exception | None]", connection: Connection) -> None:
+def _send_all(made: "queue.Queue[_Made | None]", connection: Connection) -> None:
     try:
         while (one := made.get()) is not None:
             connection.send(one)

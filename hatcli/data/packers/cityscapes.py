@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from hatcli.data.packers._images import (
     read_label_png,
     take_image,
 )
+from hatcli.data.packers._totals import section
 from hatcli.errors import DataError, UsageError
 
 OFFICIAL_LENGTHS = {"train": 2975, "val": 500, "test": 1525}
@@ -29,15 +30,27 @@ _DOWNLOADS = "https://www.cityscapes-dataset.com/downloads/"
 _TRAIN_ID_OF = {label.id: label.train_id for label in CITYSCAPES if label.id >= 0}
 _SAME_ID = {index: index for index in (*range(len(CITYSCAPES_CLASSES)), IGNORE)}
 _RAW_IMAGE_BYTES = 3 * 2048 * 1024
+_INSTANCE_STEP = 1000  # an object's value in instanceIds is its class times this + its number
+_INSTANCE_FIELD = {"type": "ndarray", "dtype": "<u2", "codec": "zstd", "required": True}
 _LABEL_SHARE = 60  # part of an image's bytes that a compressed label takes
 
 
 class _Frame(NamedTuple):
-    """One image and its label; no label where the split is published without."""
+    """One image, its label and its instances.
+
+    Attributes:
+        label: None where the split is published without.
+        instance: None where they weren't asked for.
+    """
 
     name: str
     image: Entry
     label: Entry | None
+    instance: Entry | None
+
+    def entries(self) -> list[Entry]:
+        """The files that are there."""
+        return [entry for entry in (self.image, self.label, self.instance) if entry]
 
 
 @PACKERS.register
@@ -46,8 +59,11 @@ def cityscapes(
     split: str,
     *,
     labels: Literal["labelIds", "labelTrainIds"] = "labelIds",
+    instances: bool = False,
     image_format: str = "source",
     check: Literal["decode", "header", "none"] = "decode",
+    allow_16bit: bool = False,
+    apply_exif: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> "Cityscapes":
     """Street scenes with 19 classes: leftImg8bit and gtFine, as folders or as published zips.
@@ -56,9 +72,13 @@ def cityscapes(
         source_dir: holds leftImg8bit/ and gtFine/, or their archives; a mix is fine.
         split: train, val or test.
         labels: which label files are read; labelIds, mapped to train ids, unless given.
+        instances: pack the maps of single objects (instanceIds) as well.
         image_format: what is stored: source (the images' bytes) unless given, raw (pixels; large
-            and fast), or jpeg:Q (lossy, of quality Q).
+            and fast), strips (lossless; about as large as PNG, fast), or jpeg:Q (lossy, of
+            quality Q).
         check: how far each image is looked at; decode unless given. Labels are always decoded.
+        allow_16bit: take images of 16 bits a channel, of which 8 are kept.
+        apply_exif: turn images as their EXIF says; labels have to fit the turned image.
         max_pixels: larger images are refused; 100 million unless given.
 
     Raises:
@@ -70,14 +90,20 @@ def cityscapes(
     parse_image_format(image_format)
     options = {
         "labels": labels,
+        "instances": instances,
         "image_format": image_format,
         "check": check,
+        "allow_16bit": allow_16bit,
+        "apply_exif": apply_exif,
         "max_pixels": max_pixels,
     }
     images = _find(source_dir, IMAGES, split)
     without_labels = split == "test" and not _has_labels(source_dir)
     label_files = None if without_labels else _find(source_dir, LABELS, split)
-    frames = _pair(images, label_files, split, labels)
+    if label_files is None and instances:
+        raise UsageError(f"no labels for {split}, and so no instances", "leave out --instances")
+    kinds = (labels, "instanceIds") if instances else (labels,)
+    frames = _pair(images, label_files, split, kinds)
     return Cityscapes(split, options, images, label_files, frames)
 
 
@@ -103,16 +129,18 @@ class Cityscapes:
         self.fields = {
             **describe_image_fields(options["image_format"]),
             "label": {"type": "ndarray", "dtype": "|u1", "codec": "zstd", "required": True},
+            **({"instance": _INSTANCE_FIELD} if options["instances"] else {}),
             "name": {"type": "str", "required": True},
         }
         self.stamps = [
-            f"{frame.name} {frame.image.stamp} {frame.label.stamp if frame.label else ''}"
-            for frame in frames
+            f"{frame.name} {' '.join(entry.stamp for entry in frame.entries())}" for frame in frames
         ]
         self.source = self._describe_source()
         size = sum(frame.image.size_bytes for frame in frames)
         if options["image_format"] == "raw":
             size = len(frames) * _RAW_IMAGE_BYTES
+        elif options["image_format"] == "strips":
+            size = size * 5 // 4
         self.estimated_bytes = size + size // _LABEL_SHARE
         self.remarks: list[str] = []
         if len(frames) != self.official_length:
@@ -129,15 +157,15 @@ class Cityscapes:
         image, totals = take_image(data, self._images.where(frame.image.name), self.options)
         height, width = image["height"], image["width"]
         totals[f"size.{width}x{height}"] = 1
-        if frame.label is None or self._labels is None:
+        if frame.label is None:
             label = np.full((height, width), IGNORE, dtype=np.uint8)
             totals[f"id.{IGNORE}"] += label.size
         else:
-            label = self._take_label(frame.label.name, totals)
-            if label.shape != (height, width):
-                sizes = f"{label.shape[1]}x{label.shape[0]} but image {width}x{height}"
-                raise DataError(f"label {sizes}: {self._labels.where(frame.label.name)}")
-        return Made({**image, "label": label, "name": frame.name}, totals)
+            label = self._take_label(frame.label.name, (height, width), totals)
+        maps = {"label": label}
+        if frame.instance is not None:
+            maps["instance"] = self._take_instances(frame.instance.name, (height, width))
+        return Made({**image, **maps, "name": frame.name}, totals)
 
     def name(self, index: int) -> str:
         """'aachen_000000_000019'."""
@@ -159,9 +187,9 @@ class Cityscapes:
             "class_pixels": [pixels[index] for index in range(len(CITYSCAPES_CLASSES))],
             "ignored_pixels": pixels[IGNORE],
             "id_map": {str(key): value for key, value in self._train_id_of.items()},
-            "label_ids_seen": sorted(int(key) for key in _section(totals, "id")),
-            "sizes": _section(totals, "size"),
-            "counts": _section(totals, "count"),
+            "label_ids_seen": sorted(int(key) for key in section(totals, "id")),
+            "sizes": section(totals, "size"),
+            "counts": section(totals, "count"),
             "source": self.source,
             "options": self.options,
         }
@@ -175,17 +203,16 @@ class Cityscapes:
                 "so nothing can be scored on it"
             )
         rotated = meta["counts"].get("exif_rotated")
-        if rotated:
-            remarks.append(f"{rotated} images have an EXIF orientation, which is ignored")
+        if rotated and not self.options["apply_exif"]:
+            remarks.append(
+                f"{rotated} images have an EXIF orientation, which is ignored; "
+                "--apply-exif turns them"
+            )
         return remarks
 
-    def _take_label(self, name: str, totals: Counter[str]) -> np.ndarray:
+    def _take_label(self, name: str, size: tuple[int, int], totals: Counter[str]) -> np.ndarray:
         """(H, W) uint8 train ids; the pixels of each id in the file are added to the totals."""
-        assert self._labels is not None
-        where = self._labels.where(name)
-        values = read_label_png(
-            self._labels.read(name), where, max_pixels=self.options["max_pixels"]
-        )
+        values, where = self._read_map(name, size)
         counts = np.bincount(values.ravel(), minlength=256)
         seen = {int(value) for value in np.flatnonzero(counts)}
         unknown = sorted(seen - self._train_id_of.keys())
@@ -195,6 +222,30 @@ class Cityscapes:
         table = np.full(256, IGNORE, dtype=np.uint8)
         table[list(self._train_id_of)] = list(self._train_id_of.values())
         return table[values]
+
+    def _take_instances(self, name: str, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) uint16: an id of the label table, or for single objects 1000 times it + number."""
+        values, where = self._read_map(name, size)
+        seen = np.unique(values)
+        classes = np.where(seen < _INSTANCE_STEP, seen, seen // _INSTANCE_STEP)
+        unknown = seen[~np.isin(classes, list(_TRAIN_ID_OF))]
+        if unknown.size:
+            raise DataError(
+                f"instances of no class: {_listed(unknown[:8].tolist())}: {where}",
+                f"each has to be an id from 0 to {max(_TRAIN_ID_OF)}, or 1000 times it + a number",
+            )
+        return values.astype(np.uint16)
+
+    def _read_map(self, name: str, size: tuple[int, int]) -> tuple[np.ndarray, str]:
+        """The values of a map, and what messages call it."""
+        assert self._labels is not None
+        where = self._labels.where(name)
+        data = self._labels.read(name)
+        values = read_label_png(data, where, max_pixels=self.options["max_pixels"])
+        if values.shape != size:
+            sizes = f"{values.shape[1]}x{values.shape[0]} but image {size[1]}x{size[0]}"
+            raise DataError(f"label {sizes}: {where}")
+        return values, where
 
     def _unknown_ids(self, unknown: list[int], where: str) -> tuple[str, str]:
         if self.options["labels"] == "labelTrainIds":
@@ -208,14 +259,14 @@ class Cityscapes:
     def _class_pixels(self, totals: Mapping[str, int]) -> Counter[int]:
         """Pixels of each train id."""
         pixels: Counter[int] = Counter()
-        for value, count in _section(totals, "id").items():
+        for value, count in section(totals, "id").items():
             pixels[self._train_id_of.get(int(value), IGNORE)] += count
         return pixels
 
     def _describe_source(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for frame in self._frames:
-            content = f"{frame.image.content} {frame.label.content if frame.label else ''}"
+            content = " ".join(entry.content for entry in frame.entries())
             digest.update(f"{frame.name} {content}\n".encode())
         return {
             "images": self._images.describe(),
@@ -256,14 +307,29 @@ def _missing(source_dir: Path, part: str, split: str) -> UsageError:
     )
 
 
-def _pair(images: Files, labels: Files | None, split: str, kind: str) -> list[_Frame]:
-    """The frames of a split, sorted by city and frame; each image with its label."""
-    found_images = _by_name(images, images.under(f"{IMAGES}/{split}/"), f"{IMAGES}.png")
-    if not found_images:
+def _pair(images: Files, labels: Files | None, split: str, kinds: Sequence[str]) -> list[_Frame]:
+    """The frames of a split, sorted by city and frame; each image with its label files."""
+    found = _by_name(images, images.under(f"{IMAGES}/{split}/"), f"{IMAGES}.png")
+    if not found:
         where = images.where(f"{IMAGES}/{split}/")
         raise UsageError(f"no images CITY/*_{IMAGES}.png in {where}")
     if labels is None:
-        return [_Frame(name, entry, None) for name, entry in sorted(found_images.items())]
+        return [_Frame(name, entry, None, None) for name, entry in sorted(found.items())]
+    maps = [_find_maps(found, images, labels, split, kind) for kind in kinds]
+    return [
+        _Frame(name, entry, maps[0][name], maps[1][name] if maps[1:] else None)
+        for name, entry in sorted(found.items())
+    ]
+
+
+def _find_maps(
+    found_images: Mapping[str, Entry], images: Files, labels: Files, split: str, kind: str
+) -> dict[str, Entry]:
+    """The label file of each image.
+
+    Raises:
+        DataError: an image has none, or one has no image.
+    """
     suffix = f"{LABELS}_{kind}.png"
     found_labels = _by_name(labels, labels.under(f"{LABELS}/{split}/"), suffix)
     alone = [images.where(entry.name) for name, entry in _only_in(found_images, found_labels)]
@@ -278,7 +344,7 @@ def _pair(images: Files, labels: Files | None, split: str, kind: str) -> list[_F
             f"{len(alone)} of {len(found_labels)} labels have no image, "
             f"first: {', '.join(alone[:5])}"
         )
-    return [_Frame(name, entry, found_labels[name]) for name, entry in sorted(found_images.items())]
+    return found_labels
 
 
 def _by_name(files: Files, entries: Iterable[Entry], suffix: str) -> dict[str, Entry]:
@@ -298,12 +364,6 @@ def _by_name(files: Files, entries: Iterable[Entry], suffix: str) -> dict[str, E
 
 def _only_in(these: Mapping[str, Entry], those: Mapping[str, Entry]) -> list[tuple[str, Entry]]:
     return sorted((name, entry) for name, entry in these.items() if name not in those)
-
-
-def _section(totals: Mapping[str, int], name: str) -> dict[str, int]:
-    """{'size.64x32': 4} -> {'64x32': 4}, sorted by key."""
-    start = name + "."
-    return {key[len(start) :]: totals[key] for key in sorted(totals) if key.startswith(start)}
 
 
 def _listed(ids: Iterable[int]) -> str:

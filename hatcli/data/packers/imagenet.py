@@ -14,6 +14,7 @@ from hatcli.data.packers._images import (
     take_image,
 )
 from hatcli.data.packers._members import Stamps
+from hatcli.data.packers._totals import section, spread_of_sides
 from hatcli.errors import UsageError
 
 OFFICIAL_LENGTHS = {"train": 1281167, "val": 50000}
@@ -30,6 +31,8 @@ def imagenet(
     *,
     image_format: str = "source",
     check: Literal["decode", "header", "none"] = "decode",
+    allow_16bit: bool = False,
+    apply_exif: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> "ImageNet":
     """Photos of 1000 classes: the three published archives, or folders nXXXXXXXX.
@@ -40,8 +43,11 @@ def imagenet(
             val/nXXXXXXXX/*.JPEG, or val/*.JPEG with the development kit; a mix is fine.
         split: train or val.
         image_format: what is stored: source (the images' bytes) unless given, raw (pixels; five
-            times as large), or jpeg:Q (lossy, of quality Q).
+            times as large), strips (the same pixels in three times the bytes), or jpeg:Q
+            (lossy, of quality Q).
         check: how far each image is looked at; decode unless given.
+        allow_16bit: take images of 16 bits a channel, of which 8 are kept.
+        apply_exif: turn images as their EXIF says, which others don't do with ImageNet.
         max_pixels: larger images are refused; 100 million unless given.
 
     Raises:
@@ -51,7 +57,13 @@ def imagenet(
     if split not in OFFICIAL_LENGTHS:
         raise UsageError(f"split {split!r} unknown; choose {', '.join(OFFICIAL_LENGTHS)}")
     parse_image_format(image_format)
-    options = {"image_format": image_format, "check": check, "max_pixels": max_pixels}
+    options = {
+        "image_format": image_format,
+        "check": check,
+        "allow_16bit": allow_16bit,
+        "apply_exif": apply_exif,
+        "max_pixels": max_pixels,
+    }
     return ImageNet(split, options, find_images(source_dir, split))
 
 
@@ -78,7 +90,7 @@ class ImageNet:
         }
         self.stamps = Stamps(self._members)
         self._class_images = self._members.count_labels(len(self._wnids))
-        ratio = _RAW_RATIO if options["image_format"] == "raw" else 1
+        ratio = _RAW_RATIO if options["image_format"] in ("raw", "strips") else 1
         self.estimated_bytes = (
             self._members.total_bytes() * ratio + len(self._members) * _RECORD_BYTES
         )
@@ -98,6 +110,7 @@ class ImageNet:
         image, totals = take_image(self._files.read(member), where, self.options)
         totals[f"width.{image['width']}"] = 1
         totals[f"height.{image['height']}"] = 1
+        totals[f"class.{member.label}"] = 1
         return Made({**image, "label": member.label, "name": self.name(index)}, totals)
 
     def name(self, index: int) -> str:
@@ -116,9 +129,9 @@ class ImageNet:
             "num_classes": len(self.classes),
             "wnids": list(self._wnids),
             "class_words": list(self._words),
-            "class_images": self._class_images,
-            "sizes": {side: _spread(_section(totals, side)) for side in ("width", "height")},
-            "counts": _section(totals, "count"),
+            "class_images": [totals.get(f"class.{index}", 0) for index in range(len(self.classes))],
+            "sizes": spread_of_sides(totals),
+            "counts": section(totals, "count"),
             "source": self.source,
             "options": self.options,
         }
@@ -126,7 +139,7 @@ class ImageNet:
     def find_remarks(self, meta: Mapping[str, Any]) -> list[str]:
         """Images that viewers would turn."""
         rotated = meta["counts"].get("exif_rotated")
-        if not rotated:
+        if not rotated or self.options["apply_exif"]:
             return []
         return [f"{rotated} images have an EXIF orientation, which is ignored, as usual here"]
 
@@ -159,22 +172,3 @@ class ImageNet:
         for member in self._members:
             digest.update(f"{member.path} {member.size_bytes} {member.label}\n".encode())
         return digest.hexdigest()
-
-
-def _spread(counts: Mapping[str, int]) -> dict[str, int]:
-    """The least, the middle and the greatest of numbers, from how often each occurs."""
-    numbers = sorted((int(number), count) for number, count in counts.items())
-    middle = (sum(counts.values()) - 1) // 2
-    median = 0
-    for number, count in numbers:
-        median = number
-        if middle < count:
-            break
-        middle -= count
-    return {"min": numbers[0][0], "median": median, "max": numbers[-1][0]}
-
-
-def _section(totals: Mapping[str, int], name: str) -> dict[str, int]:
-    """{'count.jpeg': 4} -> {'jpeg': 4}, sorted by key."""
-    start = name + "."
-    return {key[len(start) :]: totals[key] for key in sorted(totals) if key.startswith(start)}

@@ -19,22 +19,32 @@ from hatcli.errors import DataError, PackError
 
 META_KEY = b"__meta__"
 STATE_KEY = b"__state__"  # only while packing
+META_FILE = "meta.json"
 KEY_FORMAT = "%010d"  # byte order is numeric order, and the keys above sort behind
 FORMAT = "hat-pack"
 SCHEMA = (1, 0)
 
-_FIELD_TYPES: dict[str, str] = {
-    "bytes": "bytes",
-    "int": "int",
-    "str": "str",
-    "ndarray": "ndarray",
-    "tensor": "TensorData",
+_FIELD_TYPES: dict[str, tuple[str, ...]] = {
+    "bytes": ("bytes", "memoryview"),
+    "int": ("int",),
+    "str": ("str",),
+    "ndarray": ("ndarray", "Strips", "RawRows"),
+    "tensor": ("TensorData",),
 }
 
 
 def sample_key(index: int) -> bytes:
     """The key of a sample, counted from 0."""
     return b"%010d" % index
+
+
+def first_key_number(meta: Mapping[str, Any]) -> int:
+    """The number of a pack's first key: 0, or the place in the whole of a shard's first sample.
+
+    Args:
+        meta: of a pack, or the state of an unfinished one.
+    """
+    return meta.get("shard", meta).get("first", 0)
 
 
 def seal_map(key: bytes, entries: Mapping[str, object]) -> bytes:
@@ -110,6 +120,8 @@ def check_meta(path: Path, meta: Mapping[str, Any]) -> None:
     length = meta.get("length")
     if type(length) is not int or length < 0 or not isinstance(meta.get("fields"), dict):
         raise PackError(f"{path}: damaged pack (its metadata has no length or no fields)")
+    if not _is_index(meta.get("shard", {"first": 0})):
+        raise PackError(f"{path}: damaged pack (its metadata says shard {meta.get('shard')!r})")
     if meta.get("complete") is not True or meta.get("key_format") != KEY_FORMAT:
         raise PackError(f"{path}: pack is unfinished, or its keys are unknown to this hat")
 
@@ -130,8 +142,9 @@ def check_fields(sample: Mapping[str, object], fields: Mapping[str, Any]) -> Non
                 raise DataError(f"field {name!r} is missing")
             continue
         value = sample[name]
-        if type(value).__name__ != _FIELD_TYPES.get(field.get("type"), field.get("type")):
-            raise DataError(f"field {name!r} is {type(value).__name__}, not {field.get('type')}")
+        kind = field.get("type")
+        if type(value).__name__ not in _FIELD_TYPES.get(kind, (kind,)):
+            raise DataError(f"field {name!r} is {type(value).__name__}, not {kind}")
         dtype = getattr(value, "dtype", None)
         if (
             dtype is not None
@@ -160,6 +173,11 @@ def write_meta_json(path: Path, meta: Mapping[str, Any], data_bytes: int) -> Non
 def _digest(value: object) -> str:
     """SHA-256 of plain values, whatever order their keys are in."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _is_index(shard: object) -> bool:
+    first = shard.get("first") if isinstance(shard, dict) else None
+    return type(first) is int and first >= 0
 
 
 def _is_version(value: object) -> bool:

@@ -1,43 +1,41 @@
-"""An unfinished pack, how it goes on after a stop, and the one rename that makes it a pack.
+"""An unfinished pack, how it goes on after a stop, and how it becomes a pack.
 
-While packing, everything lies in ``train_lmdb.partial`` beside the target ``train_lmdb``, and a
-lock beside both keeps others out. What stands under the final name is always complete.
+It lies in ``train_lmdb.partial`` beside its target (see `place`); the container is of any kind.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import platform
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hatcli.data.packs.background import BackgroundWriter
+from hatcli.data.packs.container import data_size, find_container
+from hatcli.data.packs.digest import ContentDigest
 from hatcli.data.packs.disk import sync_to_disk
-from hatcli.data.packs.lmdb import FIRST_MAP_BYTES, LmdbWriter
-from hatcli.data.packs.lmdb_file import DATA_FILE
+from hatcli.data.packs.frame import unseal
 from hatcli.data.packs.meta import (
+    META_FILE,
     META_KEY,
     STATE_KEY,
     describe_pack,
+    first_key_number,
     sample_key,
     seal_map,
     unseal_map,
     write_meta_json,
 )
-from hatcli.data.packs.reader import open_pack
-from hatcli.errors import DataError, HatError, LockedError, PackError, UsageError
+from hatcli.data.packs.place import beside, explain_write_errors, put_in_place
+from hatcli.errors import DataError, HatError, PackError
 
-BATCH_BYTES = 64 * 10**6
+BATCH_BYTES = 32 * 10**6  # two of them, and LMDB's copy of one, are in memory
 BATCH_RECORDS = 1000
-META_FILE = "meta.json"
 STAMPS_FILE = "stamps.jsonl"  # only while packing; not in the container, since it holds times
+QUARANTINE_FILE = "quarantine.jsonl"
 
 _HINT_RESTART = "--restart throws the unfinished pack away"
 
@@ -51,6 +49,7 @@ class Identity:
         source: what the metadata will say of the source.
         stamps: one a sample, in order; tells one version of a sample's source from another.
             Only those of the samples that are packed already are compared.
+        first: number of the first sample's key; of a shard its place in the whole.
     """
 
     dataset: str
@@ -58,82 +57,52 @@ class Identity:
     options: Mapping[str, Any]
     source: Mapping[str, Any]
     stamps: Sequence[str]
-
-
-@contextmanager
-def hold_lock(target: Path) -> Iterator[None]:
-    """Keep every other pack away from a target while the block runs.
-
-    Raises:
-        LockedError: another process packs here.
-        HatError: the folder of the target can't be written.
-    """
-    path = _beside(target, ".lock")
-    descriptor = _take_lock(path)
-    try:
-        about = f"pid {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}"
-        os.truncate(descriptor, 0)
-        os.write(descriptor, about.encode())
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def make_room(target: Path, *, overwrite: bool) -> None:
-    """Refuse a target that is taken, and mend what a stop between two renames left.
-
-    Raises:
-        UsageError: the target is a file, or a folder that is no pack.
-        HatError: a pack is there already and may not be overwritten.
-    """
-    old = _beside(target, ".old")
-    with _explain_write_errors(target.parent):
-        if old.exists() and target.exists():
-            shutil.rmtree(old)
-        elif old.exists():
-            old.rename(target)
-    if not target.exists() and not target.is_symlink():
-        return
-    if not target.is_dir():
-        raise UsageError(f"{target} is a file, a directory is needed")
-    if not (target / DATA_FILE).exists():
-        raise UsageError(f"{target} exists and is no pack", "choose another --out, or move it away")
-    if overwrite:
-        return
-    try:
-        length = len(open_pack(target))
-    except DataError as error:
-        raise PackError(
-            f"{error} (and it is in the way)", "use --overwrite to replace it"
-        ) from error
-    raise HatError(f"{target}: already packed ({length} samples)", "use --overwrite to replace it")
+    first: int = 0
 
 
 class Draft:
     """The unfinished pack of one target; what is committed survives any stop.
 
+    Args:
+        target: folder of the pack to be.
+        identity: what is packed.
+        restart: throw away what an earlier run left.
+        size_bytes: what the pack will take, about.
+        pack_type: kind of container, one of `container.PACK_TYPES`.
+
     Attributes:
-        next: index of the first sample that isn't committed or waiting.
-        totals: sums over all samples before it.
+        next: index of the first sample that isn't committed, waiting or left out.
+        left_out: what was said of each sample that is left out, in order.
+        totals: sums over all samples before the next.
         is_complete: whether only publishing is left.
     """
 
-    def __init__(self, target: Path, identity: Identity, *, restart: bool, size_bytes: int) -> None:
+    def __init__(
+        self,
+        target: Path,
+        identity: Identity,
+        *,
+        restart: bool,
+        size_bytes: int,
+        pack_type: str = "lmdb",
+    ) -> None:
         self.target = target
-        self.partial = _beside(target, ".partial")
+        self.partial = beside(target, ".partial")
         self.next = 0
+        self.left_out: list[dict[str, Any]] = []
         self.totals: Counter[str] = Counter()
         self.is_complete = False
+        self._was_resumed = False
         self._identity = identity
         self._waiting: list[tuple[bytes, bytes]] = []
         self._waiting_bytes = 0
-        with _explain_write_errors(self.partial):
+        kind = find_container(pack_type)
+        with explain_write_errors(self.partial):
             if restart and self.partial.exists():
                 shutil.rmtree(self.partial)
             self.partial.mkdir(exist_ok=True)
         try:
-            self._writer = LmdbWriter(self.partial, max(FIRST_MAP_BYTES, size_bytes * 6 // 5))
+            self._writer = BackgroundWriter(kind.open_writer(self.partial, size_bytes))
         except PackError as error:
             raise PackError(error.message, _HINT_RESTART) from error
         try:
@@ -142,53 +111,86 @@ class Draft:
             self._writer.close()
             raise
 
+    @property
+    def length(self) -> int:
+        """Number of samples that the pack has so far."""
+        return self.next - len(self.left_out)
+
+    @property
+    def next_key(self) -> bytes:
+        """The key of the next record."""
+        return sample_key(self._identity.first + self.length)
+
     def add(self, record: bytes, totals: Mapping[str, int]) -> None:
         """Take the next sample's record; full batches are committed.
 
         Args:
-            record: framed under `sample_key(self.next)`.
+            record: framed under `next_key`.
             totals: what this sample adds to the sums.
         """
-        self._waiting.append((sample_key(self.next), record))
+        self._waiting.append((self.next_key, record))
         self._waiting_bytes += len(record)
         self.totals.update(totals)
         self.next += 1
         if self._waiting_bytes >= BATCH_BYTES or len(self._waiting) >= BATCH_RECORDS:
-            self.commit()
+            self._hand_over()
+
+    def leave_out(self, what: Mapping[str, Any]) -> None:
+        """Pass over the next sample; the next record takes its key.
+
+        Args:
+            what: plain values, a line of the pack's list of samples that were left out.
+        """
+        self.left_out.append(dict(what))
+        self.next += 1
 
     def commit(self) -> None:
         """Make all samples taken so far durable."""
-        self._writer.commit(self._waiting, {STATE_KEY: seal_map(STATE_KEY, self._state())})
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        self._hand_over()
+        self._writer.drain()
 
     def finish(self, content: Mapping[str, Any]) -> Iterator[int]:
-        """Read every record back, then store the metadata; yields the number of records read.
+        """Store the metadata; where an earlier run began, read every record back before.
+
+        Yields the number of records read back.
 
         Args:
-            content: the packer's part of the metadata.
+            content: the packer's part of the metadata; "quarantine" is added where samples were
+                left out.
         """
-        digest = hashlib.sha256()
-        payload_bytes = max_record_bytes = 0
-        for index in range(self.next):
-            key = sample_key(index)
-            record = self._writer.get(key)
-            if record is None:
-                raise PackError(f"{self.partial}: record {key!r} got lost", _HINT_RESTART)
-            digest.update(key)
-            digest.update(record)
-            payload_bytes += len(record)
-            max_record_bytes = max(max_record_bytes, len(record))
-            yield index + 1
+        self._writer.drain()
+        digest = self._writer.digest
+        if self._was_resumed:
+            digest = ContentDigest()
+            for done, (key, record) in enumerate(self._read_back(), 1):
+                digest.add(key, record, check=False)
+                yield done
+        if self.left_out:
+            content = {**content, "quarantine": self._write_quarantine()}
         meta = describe_pack(
-            self.next,
+            self.length,
             content,
             content_sha256=digest.hexdigest(),
-            payload_bytes=payload_bytes,
-            max_record_bytes=max_record_bytes,
+            payload_bytes=digest.payload_bytes,
+            max_record_bytes=digest.max_record_bytes,
         )
         self._writer.commit([], {STATE_KEY: None, META_KEY: seal_map(META_KEY, meta)})
         self.is_complete = True
+
+    def _read_back(self) -> Iterator[tuple[bytes, bytes]]:
+        """All records, each one's checksum compared."""
+        for number in range(self.length):
+            key = sample_key(self._identity.first + number)
+            record = self._writer.get(key)
+            if record is None:
+                raise PackError(f"{self.partial}: record {key!r} got lost", _HINT_RESTART)
+            try:
+                unseal(key, record)
+            except DataError as error:
+                raise PackError(
+                    f"{self.partial}: record {key!r} came back damaged ({error})", _HINT_RESTART
+                ) from error
+            yield key, record
 
     def publish(self) -> dict[str, Any]:
         """Give the complete pack its name, durably; the one that had it is removed after that.
@@ -202,31 +204,32 @@ class Draft:
         meta = unseal_map(META_KEY, record)
         self._writer.seal_file()
         meta_file = self.partial / META_FILE
-        old = _beside(self.target, ".old")
-        with _explain_write_errors(self.target.parent):
-            write_meta_json(meta_file, meta, (self.partial / DATA_FILE).stat().st_size)
+        with explain_write_errors(self.partial):
+            write_meta_json(meta_file, meta, data_size(self.partial))
             sync_to_disk(meta_file)
             (self.partial / STAMPS_FILE).unlink(missing_ok=True)
-            sync_to_disk(self.partial)
-            if self.target.exists():
-                self.target.rename(old)
-            self.partial.rename(self.target)
-            sync_to_disk(self.target.parent)
-            if old.exists():
-                shutil.rmtree(old)
+        put_in_place(self.partial, self.target)
         return meta
 
     def close(self) -> None:
-        """Let go of the file; what isn't committed is lost and will be made again."""
+        """Let go of the files; what isn't committed is lost and will be made again."""
         self._writer.close()
+
+    def _hand_over(self) -> None:
+        """Give away what is waiting, to be stored while the next samples are made."""
+        self._writer.commit(self._waiting, {STATE_KEY: seal_map(STATE_KEY, self._state())})
+        self._waiting = []
+        self._waiting_bytes = 0
 
     def _state(self) -> dict[str, Any]:
         return {
             "dataset": self._identity.dataset,
             "split": self._identity.split,
             "options": dict(self._identity.options),
+            "first": self._identity.first,
             "length": len(self._identity.stamps),
             "next": self.next,
+            "left_out": self.left_out,
             "totals": dict(self.totals),
         }
 
@@ -235,7 +238,7 @@ class Draft:
         state = meta or self._stored(STATE_KEY)
         if state is None and self._writer.count():
             raise PackError(f"{self.partial}: not an unfinished pack", _HINT_RESTART)
-        done = 0 if state is None else state["length" if meta else "next"]
+        done = _samples_done(state)
         if state is None or done == 0:  # nothing to lose, so nothing to compare
             self._write_stamps()
             self.commit()  # from now on the folder says what it is
@@ -248,7 +251,9 @@ class Draft:
                 f"give the same options again, or {_HINT_RESTART}",
             )
         self.next = done
+        self._was_resumed = True
         self.is_complete = meta is not None
+        self.left_out = self._read_quarantine() if meta else state.get("left_out", [])
         self.totals = Counter(state.get("totals", {}))
         self._write_stamps()
 
@@ -263,12 +268,30 @@ class Draft:
 
     def _write_stamps(self) -> None:
         """Note what is packed from, for the next run to compare; replaced in one step."""
-        new = self.partial / f"{STAMPS_FILE}.new"
-        with _explain_write_errors(self.partial):
-            with new.open("w", encoding="utf-8") as file:  # a line each: there may be millions
-                file.writelines(json.dumps(stamp) + "\n" for stamp in self._identity.stamps)
+        lines = (json.dumps(stamp) + "\n" for stamp in self._identity.stamps)
+        self._replace(STAMPS_FILE, lines)  # a line each: there may be millions
+
+    def _write_quarantine(self) -> dict[str, Any]:
+        """List what was left out beside the records; what the metadata says of the list."""
+        lines = [json.dumps(what, sort_keys=True) + "\n" for what in self.left_out]
+        self._replace(QUARANTINE_FILE, lines)
+        digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+        return {"count": len(lines), "digest": digest}
+
+    def _read_quarantine(self) -> list[dict[str, Any]]:
+        file = self.partial / QUARANTINE_FILE
+        if not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def _replace(self, name: str, lines: Iterable[str]) -> None:
+        """Write a text file of the unfinished pack, durably and in one step."""
+        new = self.partial / f"{name}.new"
+        with explain_write_errors(self.partial):
+            with new.open("w", encoding="utf-8") as file:
+                file.writelines(lines)
             sync_to_disk(new)
-            new.rename(self.partial / STAMPS_FILE)
+            new.rename(self.partial / name)
 
     def _differences(self, state: Mapping[str, Any], done: int) -> list[str]:
         """Names of the choices that aren't as they were when the unfinished pack was begun."""
@@ -279,6 +302,8 @@ class Draft:
             for name in sorted({*mine.options, *theirs})
             if mine.options.get(name) != theirs.get(name)
         ]
+        if first_key_number(state) != mine.first:
+            differs.append("shard")
         if self._source_differs(state, done):
             differs.append("source files")
         return differs
@@ -295,34 +320,10 @@ class Draft:
             return any(json.loads(line) != next(now, None) for line in then)
 
 
-def _beside(target: Path, suffix: str) -> Path:
-    return target.with_name(target.name + suffix)
-
-
-@contextmanager
-def _explain_write_errors(folder: Path) -> Iterator[None]:
-    """Turn what the system says into what a user can mend."""
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{error.filename} is a file, a directory is needed") from error
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise HatError(f"cannot write to {folder}: {reason}") from error
-
-
-def _take_lock(path: Path) -> int:
-    """The descriptor of the lock file, locked; closing it, or dying, unlocks."""
-    while True:
-        with _explain_write_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:
-                return descriptor
-        except BlockingIOError as error:
-            about = os.read(descriptor, 200).decode(errors="replace") or "unknown"
-            os.close(descriptor)
-            raise LockedError(f"another pack is writing {path.stem} here ({about})") from error
-        os.close(descriptor)  # its owner removed it in between: lock the new one
+def _samples_done(state: Mapping[str, Any] | None) -> int:
+    """How many samples are packed or left out, by an unfinished pack's state or metadata."""
+    if state is None:
+        return 0
+    if state.get("complete"):
+        return state["length"] + state.get("quarantine", {}).get("count", 0)
+    return state["next"]

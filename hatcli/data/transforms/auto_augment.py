@@ -9,10 +9,10 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from hatcli.data.transforms import TRANSFORMS
+from hatcli.data.transforms._boxes import MAPS, map_picture, moved_maps, refuse_boxes
 from hatcli.errors import ConfigError
 
 FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
-IGNORE = 255
 
 MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
@@ -49,7 +49,8 @@ class RandAugment:
 
     Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search
     space", arXiv 1909.13719, with the operations, scales and bytes of torchvision. A label map
-    moves along; it takes the nearest id, and 255 where the image is filled up.
+    moves along; it takes the nearest id, and 255 where the image is filled up. Samples with
+    boxes are refused.
 
     Args:
         num_ops: operations, one after the other.
@@ -93,20 +94,20 @@ class RandAugment:
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Apply operations that are drawn from ``rng``."""
-        image, label = Image.fromarray(sample["image"]), sample.get("label")
-        labels = Image.fromarray(label) if isinstance(label, np.ndarray) else None
+        refuse_boxes(sample, "RandAugment")
+        image = Image.fromarray(sample["image"])
+        maps = dict(moved_maps(sample, lambda values, _: values))
         for _ in range(self.num_ops):
             operation = OPERATIONS[rng.integers(len(OPERATIONS))]
             amount = amount_of(operation, self.magnitude, self.num_magnitude_bins, image.size)
             if operation in SIGNED and rng.integers(2):
                 amount = -amount
             image = apply_operation(image, operation, amount, self.filter, self.fill)
-            if labels is not None and operation in MOVES:
-                labels = apply_operation(labels, operation, amount, fill=IGNORE)
-        result = {**sample, "image": np.array(image)}
-        if labels is not None:
-            result["label"] = np.array(labels)
-        return result
+            if operation in MOVES:
+                for name, values in maps.items():
+                    moved = apply_operation(map_picture(values), operation, amount, fill=MAPS[name])
+                    maps[name] = np.array(moved).astype(values.dtype, copy=False)
+        return {**sample, "image": np.array(image), **maps}
 
 
 def amount_of(operation: str, magnitude: int, bins: int, size: tuple[int, int]) -> float:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hatcli.data.transforms import BATCH_TRANSFORMS
 from hatcli.errors import ConfigError
 
+_PIXELS = 4  # in a row of a product
+_ROWS = 12_544
+
 
 @BATCH_TRANSFORMS.register
 class RgbToYuv444(nn.Module):
@@ -21,7 +24,8 @@ class RgbToYuv444(nn.Module):
     BT.601 in full swing with the integer rows (77, 150, 29), (-43, -84, 127), (127, -106, -21)
     over 256 and offsets 0, 128, 128, without the rounding to integers that a byte-sized YUV image
     would need. On whole RGB levels the result is exact in float32, in any order of summation (all
-    terms are multiples of 2**-15 below 4), so every runtime gives the same bits.
+    terms are multiples of 2**-15 below 4), so every runtime gives the same bits, and so do the
+    two ways that it is computed here.
     """
 
     weight: Tensor
@@ -43,7 +47,25 @@ class RgbToYuv444(nn.Module):
         Returns:
             (N, 3, H, W) float32 YUV in [-1, 1), in the memory format of the input.
         """
+        if _are_plain(images) and images.numel() % (3 * _PIXELS) == 0:
+            return self._multiplied(images)
         return F.conv2d(images.to(torch.float32), self.weight, self.bias)
+
+    def _multiplied(self, images: Tensor) -> Tensor:
+        """The same with products of matrices: on a CPU a quarter of the convolution's time.
+
+        A few pixels make a row, and their matrix stands on the diagonal as often, since a
+        product with three columns is slow. Some rows at a time stay in the cache.
+        """
+        matrix = torch.kron(torch.eye(_PIXELS), self.weight.view(3, 3).T.contiguous())
+        bias = self.bias.repeat(_PIXELS)
+        count, _, height, width = images.shape
+        levels = images.permute(0, 2, 3, 1).reshape(-1, 3 * _PIXELS)
+        result = torch.empty(levels.shape, dtype=torch.float32)
+        for start in range(0, len(levels), _ROWS):
+            some = slice(start, start + _ROWS)
+            torch.addmm(bias, levels[some].to(torch.float32), matrix, out=result[some])
+        return result.view(count, height, width, 3).permute(0, 3, 1, 2)
 
 
 @BATCH_TRANSFORMS.register
@@ -83,4 +105,27 @@ class Normalize(nn.Module):
         Returns:
             (N, 3, H, W) float32, in the memory format of the input.
         """
+        if _are_plain(images):
+            return self._row_by_row(images)
         return images.to(torch.float32) * self.scale + self.shift
+
+    def _row_by_row(self, images: Tensor) -> Tensor:
+        """The same in place and over rows of pixels, which on a CPU takes a fifth of the time."""
+        count, _, height, width = images.shape
+        result = images.permute(0, 2, 3, 1).to(torch.float32).reshape(-1, 3 * width)
+        result.mul_(self.scale.view(3).repeat(width)).add_(self.shift.view(3).repeat(width))
+        return result.view(count, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _are_plain(images: Tensor) -> bool:
+    """Whether they are bytes as the loader gives them, on a CPU, and nobody records what happens.
+
+    What traces or exports a module has tensors of a type of its own, or says so.
+    """
+    return (
+        type(images) is Tensor
+        and images.dtype == torch.uint8
+        and images.device.type == "cpu"
+        and images.is_contiguous(memory_format=torch.channels_last)
+        and not torch.compiler.is_compiling()
+    )

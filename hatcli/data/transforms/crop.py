@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from hatcli.data.transforms import TRANSFORMS
+from hatcli.data.transforms._boxes import cut_boxes, moved_maps, require_share
+from hatcli.data.transforms._fill import mean_color
 from hatcli.errors import ConfigError
 
 TRIES = 10
@@ -21,6 +23,8 @@ class RandomCrop:
         cat_max_ratio: a window is drawn again, up to 10 times, while one class takes a larger
             share of its labelled pixels; 1 = never.
         fill: RGB of the filled-up part, 0 to 255; None = the image's mean. Its label is 255.
+        min_visible: boxes of which a smaller share of the area lies in the window go, 0 to 1;
+            with 0 those that lie outside altogether.
     """
 
     def __init__(
@@ -29,6 +33,7 @@ class RandomCrop:
         width: int,
         cat_max_ratio: float = 1.0,
         fill: list[int] | None = None,
+        min_visible: float = 0.0,
     ) -> None:
         for name, side in (("height", height), ("width", width)):
             if side < 1:
@@ -39,10 +44,12 @@ class RandomCrop:
             )
         if fill is not None and (len(fill) != 3 or not all(0 <= part <= 255 for part in fill)):
             raise ConfigError(f"RandomCrop: fill must be 3 numbers from 0 to 255, got {fill}")
+        require_share("RandomCrop", "min_visible", min_visible)
         self.height = height
         self.width = width
         self.cat_max_ratio = cat_max_ratio
         self.fill = fill
+        self.min_visible = min_visible
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Cut a window whose place is drawn from ``rng``."""
@@ -55,11 +62,11 @@ class RandomCrop:
                 window = self._draw(image.shape, rng)
         fill = self.fill
         if fill is None and (image.shape[0] < self.height or image.shape[1] < self.width):
-            fill = _mean_color(image)
+            fill = mean_color(image)
         result = {**sample, "image": self._filled(image[window], fill or 0)}
-        if isinstance(label, np.ndarray):
-            result["label"] = self._filled(label[window], IGNORE)
-        return result
+        result.update(moved_maps(sample, lambda values, fill: self._filled(values[window], fill)))
+        corner = window[0].start, window[1].start
+        return result | cut_boxes(sample, corner, (self.height, self.width), self.min_visible)
 
     def _draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, slice]:
         top = int(rng.integers(max(shape[0] - self.height, 0) + 1))
@@ -74,13 +81,6 @@ class RandomCrop:
         whole[:] = fill
         whole[: part.shape[0], : part.shape[1]] = part
         return whole
-
-
-def _mean_color(image: np.ndarray) -> list[int]:
-    """RGB, rounded; column sums first, which is 25 times faster than ``image.mean((0, 1))``."""
-    height, width = image.shape[:2]
-    columns = image.reshape(height, -1).sum(0, dtype=np.uint32)
-    return np.rint(columns.reshape(width, 3).sum(0) / (height * width)).astype(int).tolist()
 
 
 def _largest_share(label: np.ndarray) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from hatcli.data.transforms import TRANSFORMS
+from hatcli.data.transforms._boxes import mirrored_boxes, moved_maps
 from hatcli.errors import ConfigError
 
 
@@ -27,6 +28,5 @@ class RandomFlip:
             return sample
         mirrored = np.arange(sample["image"].shape[1])[::-1]
         result = {**sample, "image": sample["image"].take(mirrored, axis=1)}  # half a copy's time
-        if isinstance(sample.get("label"), np.ndarray):
-            result["label"] = sample["label"][:, ::-1].copy()
-        return result
+        result.update(moved_maps(sample, lambda values, _: values[:, ::-1].copy()))
+        return result | mirrored_boxes(sample, len(mirrored))

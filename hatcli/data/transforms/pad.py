@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from hatcli.data.transforms import TRANSFORMS
+from hatcli.data.transforms._boxes import MAPS, moved_maps
+from hatcli.data.transforms._fill import mean_color, padded
 from hatcli.errors import ConfigError
 
 
@@ -33,28 +35,12 @@ class PadToMultiple:
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Fill a sample up; one that fits is given back as it is."""
-        image, label = sample["image"], sample.get("label")
+        image = sample["image"]
         below, right = (-side % self.divisor for side in image.shape[:2])
         if not below and not right:
             return sample
-        fill = _mean_color(image) if self.fill is None else self.fill
-        result = {**sample, "image": _padded(image, below, right, fill)}
-        if isinstance(label, np.ndarray):
-            result["label"] = _padded(label, below, right, self.label_fill)
+        fill = mean_color(image) if self.fill is None else self.fill
+        result = {**sample, "image": padded(image, below, right, fill)}
+        fills = {**MAPS, "label": self.label_fill}
+        result.update(moved_maps(sample, lambda m, fill: padded(m, below, right, fill), fills))
         return result
-
-
-def _padded(array: np.ndarray, below: int, right: int, fill: Any) -> np.ndarray:
-    height, width = array.shape[:2]
-    whole = np.empty((height + below, width + right, *array.shape[2:]), array.dtype)
-    whole[:height, :width] = array
-    whole[height:] = fill
-    whole[:height, width:] = fill
-    return whole
-
-
-def _mean_color(image: np.ndarray) -> list[int]:
-    """RGB, rounded; column sums first, which is 25 times faster than ``image.mean((0, 1))``."""
-    height, width = image.shape[:2]
-    columns = image.reshape(height, -1).sum(0, dtype=np.uint32)
-    return np.rint(columns.reshape(width, 3).sum(0) / (height * width)).astype(int).tolist()

@@ -7,15 +7,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from hatcli.data.transforms import TRANSFORMS
+from hatcli.data.transforms._boxes import (
+    cut_boxes,
+    moved_maps,
+    require_share,
+    resized_map,
+    scaled_boxes,
+)
 from hatcli.errors import ConfigError
 
 TRIES = 10
 INTERPOLATIONS = ("bilinear", "bicubic")
-IGNORE = 255
 
 Window = tuple[int, int, int, int]  # top, left, height, width
 
@@ -30,12 +35,21 @@ class RandomResizedCrop:
     white or black by more (57 dB). `Resize`, for evaluation, has Pillow's bytes. A label map
     takes the nearest id.
 
+    Of an image that isn't decoded yet, only the rows above the part's lower edge are.
+
     Args:
         size: [height, width] in pixels, or one number for both.
         scale: least and largest share of the image's area.
         ratio: least and largest width over height; evenly spread on a logarithmic scale.
         interpolation: filter for the image.
+        min_visible: boxes of which a smaller share of the area lies in the part go, 0 to 1;
+            with 0 those that lie outside altogether.
+        scaled_decode: decode a JPEG at a half, a quarter or an eighth of its size where the
+            result is smaller still. The part's edges are then rounded to multiples of 2, 4 or 8
+            pixels, and the image is a little softer. For training only.
     """
+
+    takes_stored = True
 
     def __init__(
         self,
@@ -43,6 +57,8 @@ class RandomResizedCrop:
         scale: Sequence[float] = (0.08, 1.0),
         ratio: Sequence[float] = (3 / 4, 4 / 3),
         interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        min_visible: float = 0.0,
+        scaled_decode: bool = False,
     ) -> None:
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(
@@ -61,18 +77,25 @@ class RandomResizedCrop:
         self.scale = scale[0], scale[1]
         self.ratio = ratio[0], ratio[1]
         self.interpolation = interpolation
+        require_share("RandomResizedCrop", "min_visible", min_visible)
+        self.min_visible = min_visible
+        self.scaled_decode = scaled_decode
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Cut a part that is drawn from ``rng`` and resize it."""
-        image, label = sample["image"], sample.get("label")
-        top, left, height, width = self.window(image.shape[0], image.shape[1], rng)
+        image = sample["image"]
+        window = self.window(image.shape[0], image.shape[1], rng)
+        shrink = self._shrink(image, window)
+        if shrink > 1:
+            window = _rounded(window, image.shape, shrink)
+        top, left, height, width = window
         part = slice(top, top + height), slice(left, left + width)
-        result = {**sample, "image": self._resized(image[part])}
-        if isinstance(label, np.ndarray):
-            small = Image.fromarray(label[part].copy())
-            small = small.resize((self.width, self.height), Image.Resampling.NEAREST)
-            result["label"] = np.array(small)
-        return result
+        pixels = image[part] if isinstance(image, np.ndarray) else image.region(*window, shrink)
+        result = {**sample, "image": self._resized(pixels)}
+        size = self.width, self.height
+        result.update(moved_maps(sample, lambda values, _: resized_map(values[part], *size)))
+        result |= cut_boxes(sample, (top, left), (height, width), self.min_visible)
+        return result | scaled_boxes(result, (height, width), (self.height, self.width))
 
     def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
         """Top, left, height and width of a part of an image.
@@ -98,17 +121,44 @@ class RandomResizedCrop:
             wide = round(height * self.ratio[1])
         return (height - tall) // 2, (width - wide) // 2, tall, wide
 
+    def _shrink(self, image: Any, window: Window) -> int:
+        """By what an image can be shrunk while it is decoded, and still be no smaller than asked.
+
+        Args:
+            image: pixels, or a `StoredImage`.
+            window: of it.
+        """
+        if not self.scaled_decode or isinstance(image, np.ndarray):
+            return 1
+        _, _, height, width = window
+        most = min(height / self.height, width / self.width)
+        return max((shrink for shrink in image.shrinks if shrink <= most), default=1)
+
     def _resized(self, part: np.ndarray) -> np.ndarray:
         if part.shape[:2] == (self.height, self.width):
             return part.copy()
-        pixels = torch.from_numpy(part.copy())  # a view may be read-only, which torch warns of
+        pixels = np.empty((1, *part.shape), np.uint8)  # a batch, else its result isn't in
+        pixels[0] = part  #                              channels_last memory
         images: Tensor = F.interpolate(
-            pixels.permute(2, 0, 1)[None],  # (1, 3, h, w) in channels_last memory
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),  # (1, 3, h, w)
             (self.height, self.width),
             mode=self.interpolation,
             antialias=True,
         )
         return images[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def _rounded(window: Window, shape: tuple[int, ...], step: int) -> Window:
+    """A window with edges on multiples of a step, as near as there are such within the image."""
+    top, height = _rounded_side(window[0], window[2], shape[0], step)
+    left, width = _rounded_side(window[1], window[3], shape[1], step)
+    return top, left, height, width
+
+
+def _rounded_side(start: int, length: int, whole: int, step: int) -> tuple[int, int]:
+    length = max(length // step, 1) * step
+    last = (whole - length) // step * step
+    return min(round(start / step) * step, last), length
 
 
 @TRANSFORMS.register
@@ -119,17 +169,24 @@ class CenterCrop:
 
     Args:
         size: [height, width] in pixels, or one number for both.
+        min_visible: boxes of which a smaller share of the area lies in the middle go, 0 to 1;
+            with 0 those that lie outside altogether.
     """
 
-    def __init__(self, size: int | list[int]) -> None:
+    def __init__(self, size: int | list[int], min_visible: float = 0.0) -> None:
         self.height, self.width = _sides("CenterCrop", size)
+        require_share("CenterCrop", "min_visible", min_visible)
+        self.min_visible = min_visible
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Cut the middle; draws nothing."""
-        result = {**sample, "image": self._middle(sample["image"], 0)}
-        if isinstance(sample.get("label"), np.ndarray):
-            result["label"] = self._middle(sample["label"], IGNORE)
-        return result
+        image = sample["image"]
+        result = {**sample, "image": self._middle(image, 0)}
+        result.update(moved_maps(sample, self._middle))
+        rows, above = _middle_of(image.shape[0], self.height)
+        columns, before = _middle_of(image.shape[1], self.width)
+        corner = rows.start - above, columns.start - before
+        return result | cut_boxes(sample, corner, (self.height, self.width), self.min_visible)
 
     def _middle(self, array: np.ndarray, fill: int) -> np.ndarray:
         rows, above = _middle_of(array.shape[0], self.height)

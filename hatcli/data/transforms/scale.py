@@ -1,4 +1,4 @@
-"""Change the size of an image and of its label map."""
+"""Change the size of an image, and of the label map and the boxes that belong to it."""
 
 import math
 from typing import Any, Literal
@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from hatcli.data.transforms import TRANSFORMS
+from hatcli.data.transforms._boxes import moved_maps, resized_map, scaled_boxes
 from hatcli.errors import ConfigError
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -87,7 +88,5 @@ def _resized(
     shape = size[1], size[0]
     image = Image.fromarray(sample["image"]).resize(shape, image_filter)
     result = {**sample, "image": np.array(image)}
-    if isinstance(sample.get("label"), np.ndarray):
-        label = Image.fromarray(sample["label"]).resize(shape, Image.Resampling.NEAREST)
-        result["label"] = np.array(label)
-    return result
+    result.update(moved_maps(sample, lambda values, _: resized_map(values, *shape)))
+    return result | scaled_boxes(sample, sample["image"].shape[:2], size)

@@ -1,0 +1,170 @@
+"""What holds the records of a pack: what every container can do, which there are, and who opens it.
+
+A container maps keys to records and knows nothing of what is in them. Everything above this file
+is the same for all of them; one more is a module like `lmdb` or `mxrecord` and a line in `_TYPES`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, TypeVar
+
+from hatcli.data.packs import lmdb, mxrecord
+from hatcli.data.packs.joined_reader import JoinedReader, is_joined, shard_folders
+from hatcli.data.packs.lmdb_file import DATA_FILE as LMDB_DATA_FILE
+from hatcli.errors import UsageError, did_you_mean
+
+T = TypeVar("T")
+
+Order = Literal["random", "sequential"]
+
+
+class Writer(Protocol):
+    """Puts records into the files of an unfinished pack; a batch is stored whole or not at all."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The record under a key.
+
+        Raises:
+            PackError: the files are damaged.
+        """
+        ...
+
+    def count(self) -> int:
+        """Number of records, those with names included."""
+        ...
+
+    def commit(
+        self, records: Sequence[tuple[bytes, bytes]], named: Mapping[bytes, bytes | None]
+    ) -> None:
+        """Store a batch durably; when this fails, the same batch may be given again.
+
+        Args:
+            records: (key, record) in key order without gaps, behind those stored before.
+            named: records that sort behind all samples, stored anew; None removes one.
+
+        Raises:
+            PackError: a key stands already, or the order is wrong.
+            HatError: the disk is full or fails; what was committed before stays.
+        """
+        ...
+
+    def seal_file(self) -> None:
+        """Make the finished files durable, leave nothing but them, and close."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the files; commits are on the disk already."""
+        ...
+
+
+class Reader(Protocol):
+    """Gets records out of a published pack; threads may share it.
+
+    Attributes:
+        pid: the process that opened it, which alone may use it.
+    """
+
+    pid: int
+
+    def read(self, key: bytes, use: Callable[[memoryview], T]) -> T | None:
+        """What ``use`` makes of the record under a key; None when there is none.
+
+        Args:
+            key: of the record.
+            use: gets a view that is valid only during the call.
+
+        Raises:
+            PackError: the container is damaged there.
+        """
+        ...
+
+    def count(self) -> int:
+        """Number of records, those with names included."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the files, for all that share them; dropping a reader lets go of its own."""
+        ...
+
+
+class PackType(NamedTuple):
+    """One kind of container.
+
+    Attributes:
+        data_file: name of the file that holds the samples, and tells this kind from others.
+        open_writer: for an empty or unfinished folder and the expected bytes of all records.
+        open_reader: for a published folder and the order of reading.
+    """
+
+    data_file: str
+    open_writer: Callable[[Path, int], Writer]
+    open_reader: Callable[[Path, Order], Reader]
+
+
+_TYPES = {
+    "lmdb": PackType(LMDB_DATA_FILE, lmdb.LmdbWriter.for_size, lmdb.share_environment),
+    "mxrecord": PackType(
+        mxrecord.DATA_FILE, mxrecord.MxRecordWriter.for_size, mxrecord.MxRecordReader
+    ),
+}
+PACK_TYPES: tuple[str, ...] = tuple(_TYPES)
+
+
+def find_container(pack_type: str) -> PackType:
+    """The kind of container of a name.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if pack_type not in _TYPES:
+        raise UsageError(
+            f"pack type {pack_type!r} unknown; choose {', '.join(PACK_TYPES)}",
+            did_you_mean(pack_type, PACK_TYPES),
+        )
+    return _TYPES[pack_type]
+
+
+def find_pack_type(folder: Path) -> str | None:
+    """The kind of container in a folder, "joined" for a joined pack, None for no pack."""
+    for name, kind in _TYPES.items():
+        if (folder / kind.data_file).is_file():
+            return name
+    return "joined" if is_joined(folder) else None
+
+
+def data_size(folder: Path) -> int:
+    """Exact bytes of the file that holds a pack's samples; of a joined pack those of its shards.
+
+    Raises:
+        UsageError: there is no pack.
+    """
+    if find_pack_type(folder) == "joined":
+        return sum(
+            (path / _kind_in(path).data_file).stat().st_size for path in shard_folders(folder)
+        )
+    return (folder / _kind_in(folder).data_file).stat().st_size
+
+
+def open_reader(folder: Path, order: Order = "random") -> Reader:
+    """A published pack's container, whatever kind it is.
+
+    Args:
+        folder: of the pack.
+        order: in which records will be read; "sequential" lets the system read ahead. Readers of
+            one LMDB file in one process share what the first of them asked for.
+
+    Raises:
+        UsageError: there is no pack.
+        PackError: it is cut, or can't be read.
+    """
+    if find_pack_type(folder) == "joined":
+        return JoinedReader(folder, lambda path: _kind_in(path).open_reader(path, order))
+    return _kind_in(folder).open_reader(folder, order)
+
+
+def _kind_in(folder: Path) -> PackType:
+    """The kind of container of a pack that isn't joined."""
+    name = find_pack_type(folder)
+    if name is None or name == "joined":  # a joined pack of joined ones might hold itself
+        raise UsageError(f"no pack at {folder}", "'hat pack DATASET --split SPLIT' makes one")
+    return _TYPES[name]
