@@ -10,10 +10,10 @@ demo: $(READY)  ## the whole journey on drawn street scenes
 	$(BIN)/hat demo
 
 test: $(READY)  ## the tests, in under ten minutes on two cores
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 test-full: $(READY)  ## the tests with their full counts, in under an hour
-	$(BIN)/pytest -q -m "slow or not slow" --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "slow or not slow" --timeout 3600
 
 check: $(READY)  ## format, lint, import contracts, spelling, types
 	$(BIN)/ruff format --check .
@@ -33,5 +33,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools<82" wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,cityscapes,det,fast]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,cityscapes,det,fast,video]"
 	touch $(READY)

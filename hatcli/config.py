@@ -41,6 +41,7 @@ KEYS: dict[str, Key] = {
     "val": Key((dict,), REQUIRED, "the same, for evaluation"),
     "batch_transforms": Key((list,), [], "uint8 images to float input, on the device"),
     "loss": Key((dict,), REQUIRED, "from raw scores and targets to one number"),
+    "teacher": Key((dict,), {}, "ckpt, weight, temperature of a trained model to learn from"),
     "metric": Key((dict,), REQUIRED, "what evaluation reports and the best checkpoint is by"),
     "optim": Key((dict,), {"type": "sgd", "lr": 0.01}, "the optimiser"),
     "schedule": Key((dict,), {"type": "cosine"}, "learning rate over the steps"),

@@ -9,6 +9,7 @@ HatError            1   failed, explained
 ├── ModelFileError  1   an ONNX file that can't be used
 ├── CheckFailed     3   a check found damage, a difference, or a metric below its bound
 ├── LockedError    75   another run works here
+├── ToldElsewhere       of several processes, one that ends with the code of another's error
 └── StoppedBySignal     130 after SIGINT, 143 after SIGTERM, both after saving
 
 The second column is the exit code of the command line.
@@ -72,12 +73,32 @@ class LockedError(HatError):
     exit_code = 75
 
 
-class StoppedBySignal(HatError):  # noqa: N818 - not an error of anyone
-    """A signal asked the job to stop; what was done is saved."""
+class ToldElsewhere(HatError):  # noqa: N818 - what happened
+    """An error that another process shows; this one ends with the same code, without a word."""
 
-    def __init__(self, signal_number: int, message: str, hint: str | None = None) -> None:
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process tells why")
+        self.exit_code = exit_code
+
+
+class StoppedBySignal(HatError):  # noqa: N818 - not an error of anyone
+    """A signal asked the job to stop; what was done is saved.
+
+    Attributes:
+        is_agreed: of several processes, whether all stop at the same place.
+    """
+
+    def __init__(
+        self,
+        signal_number: int,
+        message: str,
+        hint: str | None = None,
+        *,
+        is_agreed: bool = False,
+    ) -> None:
         super().__init__(message, hint)
         self.exit_code = 128 + signal_number
+        self.is_agreed = is_agreed
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -4,6 +4,9 @@ While `stop_signals` is entered, the first SIGINT, SIGTERM or SIGHUP raises `Sto
 where the program happens to be; inside ``with uninterrupted:`` it waits for the end of the block.
 So whatever must change together changes in such a block, and what is left when the exception
 comes can be saved. A second signal raises at once, wherever it comes.
+
+Of several processes that compute together none may stop alone: while `Uninterrupted.together` is
+entered the first signal is only noted, until they have agreed to stop.
 """
 
 import signal
@@ -27,6 +30,7 @@ class Uninterrupted:
         self._depth = 0
         self._asked = 0
         self._first_at: float | None = None
+        self._is_together = self._is_leaving = False
 
     def __enter__(self) -> None:
         self._depth += 1
@@ -38,13 +42,45 @@ class Uninterrupted:
         trace: TracebackType | None,
     ) -> None:
         self._depth -= 1
-        if self._asked and not self._depth and kind is None:
+        if self._asked and not self._depth and kind is None and not self._is_together:
             raise self._take()
 
     @property
     def is_asked(self) -> bool:
         """Whether a signal waits for the end of the block."""
         return self._asked != 0
+
+    @property
+    def asked(self) -> int:
+        """The signal that waits; 0 for none."""
+        return self._asked
+
+    @property
+    def is_together(self) -> bool:
+        """Whether several processes must agree before they stop."""
+        return self._is_together
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Only note the first signal: the block's owner agrees with other processes to stop."""
+        self._is_together = True
+        try:
+            yield
+        finally:
+            self._is_together = False
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether signals have no meaning any more: this process is at its end."""
+        return self._is_leaving
+
+    def leave(self) -> None:
+        """Let no signal change how this process ends.
+
+        When the first of several processes has ended, those that started them send the others a
+        signal, which must find them ending as they were about to.
+        """
+        self._is_leaving = True
 
     def ask(self, number: int) -> None:
         """Note a signal, or raise for it where nothing forbids it.
@@ -53,10 +89,12 @@ class Uninterrupted:
             StoppedBySignal: at once outside a block, and for the second signal.
         """
         now = time.monotonic()
+        if self._is_leaving:
+            return
         if self._first_at is None:
             self._first_at = now
             self._asked = number
-            if self._depth == 0:
+            if self._depth == 0 and not self._is_together:
                 raise self._take()
         elif now - self._first_at > _SAME_SIGNAL_S:
             self._asked = number
@@ -65,6 +103,7 @@ class Uninterrupted:
     def reset(self) -> None:
         """Forget what was asked: another job begins."""
         self._depth, self._asked, self._first_at = 0, 0, None
+        self._is_together = self._is_leaving = False
 
     def _take(self) -> StoppedBySignal:
         number, self._asked = self._asked, 0
@@ -97,7 +136,7 @@ def stop_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if uninterrupted.is_leaving else handler)
 
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None:

@@ -9,15 +9,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["hatcli.recipes.journey", "hatcli.cli.train", "hatcli.cli.pack"])
+PRELOADED = ["hatcli.recipes.journey", "hatcli.cli.train", "hatcli.cli.pack"]
+_CONTEXT.set_forkserver_preload(PRELOADED)
 
 
-def _serve(arguments: Sequence[str], folder: str, errors: str) -> None:
+def _serve(
+    arguments: Sequence[str], folder: str, errors: str, environment: Mapping[str, str]
+) -> None:
     os.setsid()
+    os.environ.update(environment)
     os.chdir(folder)
     multiprocessing.set_start_method("fork", force=True)  # as in a shell; the server's would stay
     stream = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -37,11 +41,16 @@ def _serve(arguments: Sequence[str], folder: str, errors: str) -> None:
 class Command:
     """A command that runs in the present folder."""
 
-    def __init__(self, *arguments: object, errors: str = "errors.txt") -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        errors: str = "errors.txt",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._errors = Path(errors).resolve()
         self._errors.unlink(missing_ok=True)
         words = [str(argument) for argument in arguments]
-        given = (words, str(Path.cwd()), str(self._errors))
+        given = (words, str(Path.cwd()), str(self._errors), dict(environment or {}))
         self.process = _CONTEXT.Process(target=_serve, args=given)
         self.process.start()
 

@@ -18,6 +18,7 @@ COMMANDS = [
     if not module.name.startswith("_")
 ]
 COMMANDS += [
+    ["bench", "train"],
     ["data", "check"],
     ["data", "show"],
     ["config", "show"],
@@ -63,7 +64,7 @@ def probe(*arguments: str) -> tuple[int, list[str], str, str]:
 def test_help_shows_an_example_and_loads_nothing_heavy(command):
     code, loaded, out, _ = probe(*command, "--help")
     assert (code, loaded) == (0, [])
-    is_group = command in ([], ["config"], ["data"], ["pack"])
+    is_group = command in ([], ["bench"], ["config"], ["data"], ["pack"])
     assert is_group or f"hat {command[0]}" in out.replace("Usage: hat", ""), out
 
 

@@ -45,6 +45,18 @@ def test_maps_count_by_the_cell():
     assert distance(student, teacher).item() == pytest.approx(distance(*rows).item(), rel=1e-5)
 
 
+def test_of_several_heads_the_finest_learn_from_each_other():
+    student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    coarse = torch.randn(2, 3, 2, 2)
+
+    class First(nn.Module):
+        def forward(self, scores: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+            return scores[0].sum() * 0 + len(scores)
+
+    both = Distilled(First(), 1.0, 2.0)((student, coarse), torch.zeros(1), (teacher, coarse))
+    assert both.item() == pytest.approx(2 + distance(student, teacher, 2.0).item(), rel=1e-5)
+
+
 def test_scores_of_other_shapes_are_refused():
     with pytest.raises(ConfigError, match="the teacher's"):
         distance(torch.zeros(2, 3), torch.zeros(2, 4))

@@ -74,7 +74,7 @@ def test_the_steps_follow_each_other_and_each_checkpoint_scores_what_it_says(str
     assert "next: hat train street.py --step int_infer" in errors
     assert run(["train", street, "--step", "int_infer"]) == 0
     captured = capsys.readouterr()
-    table = [line.split() for line in captured.out.splitlines()[-6:-1]]
+    table = [line.split() for line in captured.out.splitlines()[-7:-2]]
     assert [row[0] for row in table] == ["step", "float", "calibration", "qat", "int_infer"]
     assert f"hat export --ckpt {best_of('int_infer')}" in captured.err
     for step in ("float", "calibration", "qat", "int_infer"):
@@ -257,7 +257,7 @@ def test_plain_weights_are_calibrated_too(street, capsys):
     torch.save(weights, "plain.pth")
     words = ["--weights", "plain.pth", "--out", "plain"]
     assert run(["train", street, "--step", "qat", "epochs=1", *words]) == 0
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-4:-1]] == [
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-5:-2]] == [
         ["float", f"{headline_of(best_of('float')):.2f}"],
         ["calibration", f"{headline_of(best_of('calibration')):.2f}"],
         ["qat", f"{headline_of(next(Path('plain').rglob('qat-*-best.pth.tar'))):.2f}"],

@@ -13,7 +13,9 @@ import traceback
 import typer
 
 from hatcli import __version__
-from hatcli.errors import HatError
+from hatcli.cli._encoding import prepare_streams
+from hatcli.cli._processes import TOGETHER, rank
+from hatcli.errors import HatError, StoppedBySignal, ToldElsewhere
 
 INTERNAL_ERROR = 70
 SIGINT_EXIT = 130
@@ -49,6 +51,7 @@ def _print_version(asked: bool) -> None:
 
 
 def _root(
+    context: typer.Context,
     _version: bool = typer.Option(
         False, "--version", is_eager=True, callback=_print_version, help="Print the version."
     ),
@@ -58,13 +61,15 @@ def _root(
 ) -> None:
     if debug:
         os.environ["HAT_DEBUG"] = "1"
+    if rank() > 0 and context.invoked_subcommand not in TOGETHER:
+        name = context.invoked_subcommand
+        print(f"rank {rank()}: 'hat {name}' runs in rank 0 alone", file=sys.stderr)
+        raise typer.Exit
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    for stream in (sys.stdout, sys.stderr):  # names in other scripts under an ASCII locale
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -80,7 +85,8 @@ def run(arguments: list[str]) -> int:
     except HatError as error:
         if os.environ.get("HAT_DEBUG"):
             traceback.print_exc()
-        complain(error.message, error.hint)
+        if not _is_told_by_main(error):
+            complain(error.message, error.hint)
         return error.exit_code
     except KeyboardInterrupt:
         complain("stopped")
@@ -97,10 +103,15 @@ def run(arguments: list[str]) -> int:
 
 
 def complain(message: str, hint: str | None = None) -> None:
-    """Print an expected failure to stderr."""
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
+    """Print an expected failure to stderr; of several processes all but one do so in a line."""
+    which = rank()
+    print(f"error{f' (rank {which})' if which else ''}: {message}", file=sys.stderr)
+    if hint and not which:
         print(f"hint: {hint}", file=sys.stderr)
+
+
+def _is_told_by_main(error: HatError) -> bool:
+    return isinstance(error, ToldElsewhere) or (isinstance(error, StoppedBySignal) and rank() > 0)
 
 
 def _usage_error(error: Exception) -> int:

@@ -37,6 +37,14 @@ ConfigFile = Annotated[
 Device = Annotated[
     str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")
 ]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda[:N]|0,1,...",
+        help="Where to compute. Several GPUs, or cpu,cpu: one process for each, by torchrun.",
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(

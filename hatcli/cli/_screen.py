@@ -1,4 +1,4 @@
-"""Draws events and results; the only file that imports Rich.
+"""Draws events and results; with `_drawing` the only file that imports Rich.
 
 stdout carries a command's result and nothing else; progress, notes and warnings go to stderr.
 Without a terminal there are no bars, but a plain line every so often.
@@ -6,32 +6,19 @@ Without a terminal there are no bars, but a plain line every so often.
 
 import json
 import math
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as ProgressBar,
-)
 from rich.table import Table
 
+from hatcli.cli._drawing import Bars, PlainLines, Silence
 from hatcli.errors import StoppedBySignal
-from hatcli.events import EpochDone, Event, Job, Progress, StepDone, Warned, headline
+from hatcli.events import Job, headline
 
 T = TypeVar("T")
-
-PLAIN_LINE_EVERY_S = 10.0
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -40,9 +27,14 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def follow(job: Job[T]) -> T:
     """Run a recipe to its end, drawing each event, and return its result.
 
-    A signal that comes while an event is drawn goes to the recipe, which saves what it has.
+    A signal that comes while an event is drawn goes to the recipe, which saves what it has. A
+    stderr that is closed or full silences the drawing and doesn't end the recipe.
     """
-    drawing = _Bars() if err.is_terminal else _PlainLines()
+    drawing: Silence | Bars | PlainLines = PlainLines()
+    if err.quiet:
+        drawing = Silence()
+    elif err.file.isatty() and err.is_interactive:  # FORCE_COLOR makes a terminal of a pipe
+        drawing = Bars(err)
     with drawing:
         try:
             event = next(job)
@@ -51,10 +43,18 @@ def follow(job: Job[T]) -> T:
                     drawing.show(event)
                 except StoppedBySignal as stop:
                     event = job.throw(stop)
+                except OSError:  # nobody reads it any more; a long job has its log in a file
+                    drawing = Silence()
+                    event = next(job)
                 else:
                     event = next(job)
         except StopIteration as finished:
             return finished.value
+
+
+def be_silent() -> None:
+    """Print nothing from here on: another process does. Errors are seen all the same."""
+    out.quiet = err.quiet = True
 
 
 def print_json(document: Any) -> None:
@@ -63,12 +63,18 @@ def print_json(document: Any) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, footer: str = ""
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    footer: str = "",
+    texts: int = 1,
 ) -> None:
-    """The result as a table on stdout; all columns after the first are right-aligned."""
+    """The result as a table on stdout; all columns after the first ``texts`` are right-aligned."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for position, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if position == 0 else "right", no_wrap=True)
+        side: Any = "left" if position < texts else "right"
+        table.add_column(escape(column), justify=side, no_wrap=True)
     for row in rows:
         table.add_row(*[escape(str(cell)) for cell in row])
     # As wide as it is: in a pipe, or a narrow terminal, digits would give way to dots.
@@ -134,82 +140,3 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | None) else str(value)
-
-
-class _PlainLines:
-    """For logs and pipes: whole lines only, and few of them."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._header = ""
-
-    def __enter__(self) -> "_PlainLines":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def show(self, event: Event) -> None:
-        if isinstance(event, Progress | StepDone):
-            now = time.monotonic()
-            at_end = isinstance(event, Progress) and event.done == event.total
-            if not at_end and now - self._last < PLAIN_LINE_EVERY_S:
-                return
-            self._last = now
-        if isinstance(event, EpochDone) and len(event.header()) > len(self._header):
-            self._header = event.header()
-            print(self._header, file=sys.stderr, flush=True)
-        print(event, file=sys.stderr, flush=True)
-
-
-class _Bars:
-    """For a terminal: one bar that moves, above it the lines that stay."""
-
-    def __init__(self) -> None:
-        self._bars = ProgressBar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[detail]}"),
-            console=err,
-            transient=True,
-        )
-        self._task: TaskID | None = None
-        self._activity = ""
-        self._started = 0.0
-        self._header = ""
-
-    def __enter__(self) -> "_Bars":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def show(self, event: Event) -> None:
-        if isinstance(event, Progress):
-            self._advance(event)
-        elif isinstance(event, StepDone):
-            activity = f"epoch {event.epoch}/{event.epochs}"
-            detail = f"loss {event.loss:.4g}"
-            self._advance(Progress(activity, event.step, event.steps, "steps", detail))
-        else:
-            if isinstance(event, EpochDone) and len(event.header()) > len(self._header):
-                self._header = event.header()
-                self._bars.console.print(self._header, markup=False)
-            style = "yellow" if isinstance(event, Warned) else None
-            self._bars.console.print(str(event), markup=False, style=style)
-
-    def _advance(self, event: Progress) -> None:
-        if event.activity != self._activity or self._task is None:
-            if self._task is not None:
-                self._bars.remove_task(self._task)
-            self._activity, self._started = event.activity, time.monotonic()
-            self._task = self._bars.add_task(event.activity, total=event.total, rate="", detail="")
-        elapsed = time.monotonic() - self._started
-        rate = f"{event.done / elapsed:.1f} {event.unit}/s" if elapsed > 0.5 else ""
-        self._bars.update(
-            self._task, completed=event.done, total=event.total, rate=rate, detail=event.detail
-        )

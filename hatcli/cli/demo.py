@@ -30,6 +30,7 @@ def main(
             raise UsageError(f"hat demo takes settings only, got {word!r}", "e.g. epochs=4")
     from hatcli.cli import _screen
     from hatcli.recipes.demo import demo
+    from hatcli.recipes.run_page import FILE
     from hatcli.recipes.steps import accuracy_table
 
     result = _screen.follow(demo(out, overrides=overrides or [], train=train, val=val))
@@ -50,6 +51,7 @@ def main(
     for what, where in {
         "predictions beside labels": result.pictures,
         "curves": result.curves,
+        "page about the last step": last.run / FILE,
         "run folders": result.steps[0].run.parent,
     }.items():
         _screen.say(f"{what:28}{where}")

@@ -8,12 +8,13 @@ import typer
 from hatcli.cli._options import (
     AsJson,
     ConfigFile,
-    Device,
+    Devices,
     TargetAndOverrides,
     Weights,
     find_model_file,
     one_target,
 )
+from hatcli.cli._processes import from_main, start_for_each, together
 from hatcli.config import load_config
 from hatcli.errors import UsageError
 
@@ -45,7 +46,7 @@ def main(
         Path | None,
         typer.Option(metavar="DIR", help="Folder for the figures; beside the file by default."),
     ] = None,
-    device: Device = "auto",
+    device: Devices = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score a checkpoint or an .onnx file with the data and the metric of its config.
@@ -86,6 +87,7 @@ def run_eval(
     as_json: bool = False,
 ) -> None:
     """What the command does, once its words are split."""
+    start_for_each(device)
     bounds = dict(_bound(text) for text in minimum or [])
     target, overrides = one_target(arguments, config_file)
     config = None
@@ -100,25 +102,26 @@ def run_eval(
         check_config(config)
     if ckpt is None and weights is None:
         raise UsageError("which file?", "give --ckpt FILE, or name an .onnx file")
-    file, found = find_model_file(ckpt, weights, config)
-    from hatcli.cli import _screen
-    from hatcli.recipes.evaluate import evaluate_file
+    with together(device):
+        file, found = from_main(lambda: find_model_file(ckpt, weights, config))
+        from hatcli.cli import _screen
+        from hatcli.recipes.evaluate import evaluate_file
 
-    if found:
-        _screen.err.print(found, markup=False)
-    result = _screen.follow(
-        evaluate_file(
-            file,
-            config=config,
-            is_weights=weights is not None,
-            overrides=overrides,
-            device=device,
-            bounds=bounds,
-            gt_dir=gt_dir,
-            save_predictions=save_predictions,
-            out=out,
+        if found:
+            _screen.err.print(found, markup=False)
+        result = _screen.follow(
+            evaluate_file(
+                file,
+                config=config,
+                is_weights=weights is not None,
+                overrides=overrides,
+                device=device,
+                bounds=bounds,
+                gt_dir=gt_dir,
+                save_predictions=save_predictions,
+                out=out,
+            )
         )
-    )
     if as_json:
         document = {"file": result.file, "images": result.images, "metrics": result.metrics}
         _screen.print_json({**document, "official": result.official} if gt_dir else document)

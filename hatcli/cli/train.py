@@ -11,11 +11,12 @@ import typer
 from hatcli.cli._options import (
     AsJson,
     ConfigFile,
-    Device,
+    Devices,
     TargetAndOverrides,
     Weights,
     one_target,
 )
+from hatcli.cli._processes import from_main, start_for_each, together
 from hatcli.config import Config, load_config
 from hatcli.errors import UsageError
 from hatcli.events import Job, Warned
@@ -36,8 +37,6 @@ NEXT = {
     "qat": ("int_infer",),
     "int_infer": (),
 }
-OF_ALL_STEPS = ("data_rootdir", "model", "batch_transforms", "val", "deploy", "quantize", "seed")
-"""Settings that the next step has to be given too."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def main(
         bool | None,
         typer.Option("--amp/--no-amp", help="bfloat16 autocast, or float32; float alone has it."),
     ] = None,
-    device: Device = "auto",
+    device: Devices = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where run folders go: runs.")
     ] = None,
@@ -134,6 +133,7 @@ def main(
     from hatcli.recipes.steps import check_step
 
     check_step(step)
+    start_for_each(device)
     target, overrides = one_target(arguments, config)
     shortcuts = {
         "epochs": epochs,
@@ -152,7 +152,8 @@ def main(
         step, target, overrides, device, out, ckpt, weights, resume, resume_from, allow_change
     )
     _check_request(request)
-    results = _resume(request) if request.resumes else _start(request)
+    with together(device):
+        results = _resume(request) if request.resumes else _start(request)
     _show(results, request, as_json=as_json)
 
 
@@ -192,8 +193,9 @@ def _start(request: _Request) -> "list[StepResult]":
     configs = _configs(request)
     file, found = request.weights, None
     if file is None and step not in ("float", "all"):
-        file, found = find_predecessor(
-            configs[step].name, step, target=target, ckpt=request.ckpt, root=request.out or RUNS
+        name, root = configs[step].name, request.out or RUNS
+        file, found = from_main(
+            lambda: find_predecessor(name, step, target=target, ckpt=request.ckpt, root=root)
         )
     from hatcli.cli import _screen
     from hatcli.recipes.journey import Journey, take_all_steps, take_step
@@ -244,14 +246,14 @@ def _configs(request: _Request) -> dict[str, Config]:
 
 def _resume(request: _Request) -> "list[StepResult]":
     """Go on with a run of float or qat."""
-    checkpoint, skipped = _checkpoint_to_resume(request)
+    checkpoint, skipped = from_main(lambda: _checkpoint_to_resume(request))
     from hatcli.recipes.check import check_config
     from hatcli.recipes.qat import train_qat
     from hatcli.recipes.resume import run_to_resume
     from hatcli.recipes.train import Resume, train_float
 
-    config, step, notes = run_to_resume(
-        checkpoint, request.overrides, allow_change=request.allow_change
+    config, step, notes = from_main(
+        lambda: run_to_resume(checkpoint, request.overrides, allow_change=request.allow_change)
     )
     if request.step not in ("float", step):
         raise UsageError(f"{checkpoint}: is of step {step}, not {request.step}")
@@ -288,7 +290,8 @@ def _checkpoint_to_resume(request: _Request) -> tuple[Path, list[Warned]]:
 
 def _show(results: "list[StepResult]", request: _Request, *, as_json: bool) -> None:
     from hatcli.cli import _screen
-    from hatcli.recipes.steps import accuracy_table
+    from hatcli.recipes.run_page import FILE
+    from hatcli.recipes.steps import OF_ALL_STEPS, accuracy_table
 
     last = results[-1]
     if as_json:
@@ -299,6 +302,7 @@ def _show(results: "list[StepResult]", request: _Request, *, as_json: bool) -> N
         if len(last.steps) > 1:
             _screen.print_accuracies(*accuracy_table(last.steps, last.best_by))
         _screen.say(f"best checkpoint: {last.best}")
+        _screen.say(f"report: {last.run / FILE}")
     kept = [word for word in request.overrides if word.split("=")[0].split(".")[0] in OF_ALL_STEPS]
     target = request.target or last.run.parent.name
     words = [target, *kept, *(["--out", str(request.out)] if request.out else [])]

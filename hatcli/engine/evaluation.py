@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hatcli.engine.device import move
-from hatcli.errors import DataError
+from hatcli.engine.distributed import gather, processes
+from hatcli.errors import ConfigError, DataError
 from hatcli.events import Event, Progress
 
 LoadedBatch = tuple[Tensor, Any, list[str]]
@@ -18,6 +19,10 @@ Targets are a tensor, or with boxes a list of dicts of tensors."""
 
 class Metric(Protocol):
     """Collects scores over a data set.
+
+    To be used by several processes, of which each takes every n-th sample, it has two more
+    methods: ``counted()`` gives all that was taken in, of any type that pickles, and
+    ``merge(parts)`` puts what all processes counted, by rank, in the place of its own.
 
     Attributes:
         best_by: name of the value that picks the best checkpoint; higher is better.
@@ -52,7 +57,7 @@ def evaluate(
 
     Args:
         model: images to raw scores, or to an index map; it must be in evaluation mode.
-        total: images in all, for the progress.
+        total: images in all, of which each of several processes has its part.
         on_scores: gets the images, scores, targets and names of each batch, for pictures.
     """
     done = 0
@@ -62,7 +67,25 @@ def evaluate(
         if on_scores is not None:
             on_scores(images, scores, targets, names)
         done += len(names)
-        yield Progress(activity, done, total)
-    if done == 0:
+        yield Progress(activity, min(done * processes(), total), total)
+    if done == 0 and (total == 0 or processes() == 1):
         raise DataError("nothing to evaluate: the data set is empty")
+    if processes() > 1:
+        require_merging(metric)
+        shared: Any = metric
+        shared.merge(gather(shared.counted()))
     return metric.compute()
+
+
+def require_merging(metric: Metric) -> None:
+    """Refuse a metric that several processes can't use.
+
+    Raises:
+        ConfigError: it has no ``counted`` and ``merge``.
+    """
+    if processes() > 1 and not (hasattr(metric, "counted") and hasattr(metric, "merge")):
+        raise ConfigError(
+            f"metric {type(metric).__name__!r}: {processes()} processes can't put together what "
+            "they counted",
+            "give it the methods counted() and merge(parts), or train with one process",
+        )

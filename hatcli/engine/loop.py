@@ -11,7 +11,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from hatcli.engine.data_parallel import DataParallel
+from hatcli.engine.distributed import processes
 from hatcli.engine.evaluation import LoadedBatch
+from hatcli.engine.prefetch import prefetched
 from hatcli.engine.random_state import seed_epoch, seed_step
 from hatcli.engine.step import Stepper, grouped, names_of
 from hatcli.engine.training import FitSettings, Training
@@ -60,7 +63,8 @@ def fit(
         schedule: steps done to a factor of each group's base learning rate.
         validate: scores a model.
         best_by: metric by which an epoch is best, higher is better.
-        forward: calls the model; None calls it as it is.
+        forward: calls the model; None calls it as it is. A `DataParallel` lets all processes
+            take each step together.
         teacher: gives its scores of the same input to the loss, as a third argument.
 
     Yields:
@@ -68,20 +72,19 @@ def fit(
 
     Raises:
         NonFinite: the loss or the gradient is not finite; the samples are named.
+        StoppedBySignal: of several processes one was asked to stop: on all, behind the same step.
     """
     step = Stepper(training, settings, loss=loss, prepare=prepare, forward=forward, teacher=teacher)
     samples_a_step = batches.samples_a_batch * settings.accumulate
     steps = len(batches) // settings.accumulate
     meter, device, process = training.meter, training.device, batches.process
+    meter.processes = processes()
     while training.epoch < settings.epochs:
         epoch, started = training.epoch, time.perf_counter()
-        meter.restart_clock()
-        if training.samples == 0:
-            meter.start_epoch()
-            seed_epoch(settings.seed, epoch, process)
-        training.model.train()
+        _start_epoch(training, settings, process, forward)
         done = training.samples // samples_a_step
         stream = batches.epoch(epoch, training.samples) if done < steps else iter(())
+        stream = prefetched(stream, device)
         for number, group in enumerate(grouped(stream, settings.accumulate), start=done + 1):
             report = None
             with uninterrupted:
@@ -92,6 +95,8 @@ def fit(
                     meter.add(value, names_of(group))
                 if _is_due(number, steps, settings):
                     report = meter.report(epoch + 1, settings.epochs, number, steps, training.lr)
+                if isinstance(forward, DataParallel) and (report or device.type == "cpu"):
+                    forward.stop_if_asked()
             if report is not None:
                 yield report
             if number == steps:
@@ -114,6 +119,23 @@ def fit(
                 time.perf_counter() - started,
                 is_best,
             )
+
+
+def _start_epoch(
+    training: Training,
+    settings: FitSettings,
+    process: int,
+    forward: Callable[..., Tensor] | None,
+) -> None:
+    """Make ready for an epoch, or for the rest of one."""
+    training.meter.restart_clock()
+    if isinstance(forward, DataParallel):
+        forward.renew()
+    if training.samples == 0:
+        training.meter.start_epoch()
+    if training.samples == 0 or process > 0:  # a checkpoint has the state of the main process
+        seed_epoch(settings.seed, training.epoch, process)
+    training.model.train()
 
 
 def _is_due(number: int, steps: int, settings: FitSettings) -> bool:

@@ -36,11 +36,12 @@ class LossMeter:
     report are read together; on the CPU each is looked at when it comes.
 
     Attributes:
-        rate_images: images since the last report, of this process and this run.
+        images: of all processes, in this run's part of the epoch.
+        processes: how many there are; each of them adds as many images as the others.
     """
 
     def __init__(self) -> None:
-        self.images = 0
+        self.images, self.processes = 0, 1
         self._pending: list[tuple[Tensor, list[str]]] = []
         self._epoch = [0.0, 0.0]  # weighted sum, images
         self._recent = [0.0, 0.0]
@@ -56,8 +57,8 @@ class LossMeter:
 
     def add(self, loss: Tensor, names: list[str]) -> None:
         """Take in a step's mean loss."""
-        self.images += len(names)
-        self._timed += len(names)
+        self.images += len(names) * self.processes
+        self._timed += len(names) * self.processes
         self._pending.append((loss, names))
         if loss.device.type == "cpu":
             self.read()

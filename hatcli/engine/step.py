@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from hatcli.engine.data_parallel import DataParallel
 from hatcli.engine.device import autocast, move
 from hatcli.engine.evaluation import LoadedBatch
 from hatcli.engine.meter import NonFinite
@@ -35,8 +36,11 @@ class Stepper:
         teacher: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         call: Callable[..., Tensor] = training.model if forward is None else forward
-        self._forward = torch.compile(call) if settings.compile else call
+        # What several processes share is compiled inside, where it calls the model.
+        compiles = settings.compile and not isinstance(forward, DataParallel)
+        self._forward = torch.compile(call) if compiles else call
         self._no_sync = getattr(forward, "no_sync", nullcontext)
+        self._shared = forward if isinstance(forward, DataParallel) else None
         self._training, self._dtype, self._device = training, settings.dtype, training.device
         self._loss, self._prepare, self._teacher = loss, prepare, teacher
         self._optimizer, self._ema, self._scaler = (
@@ -58,7 +62,7 @@ class Stepper:
             factor: of each group's base learning rate.
 
         Returns:
-            The mean loss, on the device; None if the step was left out.
+            The mean loss, of all processes, on the device; None if the step was left out.
 
         Raises:
             NonFinite: the gradient isn't finite.
@@ -68,6 +72,8 @@ class Stepper:
         if self._statistics is not None:
             self._statistics.keep()
         value = self._backward_all(batches)
+        if self._shared is not None:
+            value = self._shared.finish_step(value)
         looks = self._statistics is not None or self._largest_norm is not None
         if looks and not self._look_at_gradients(value, batches):
             return None

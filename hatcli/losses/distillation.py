@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from hatcli.errors import ConfigError
 
+Scores = Tensor | tuple[Tensor, ...]
+
 
 class Distilled(nn.Module):
     """A loss of the task plus the distance to a teacher's scores.
@@ -27,25 +29,31 @@ class Distilled(nn.Module):
         self.weight = weight
         self.temperature = temperature
 
-    def forward(self, scores: Tensor, targets: Tensor, teacher_scores: Tensor) -> Tensor:
+    def forward(self, scores: Scores, targets: Tensor, teacher_scores: Scores) -> Tensor:
         """The loss, a float32 scalar.
 
         Args:
-            scores: (N, C) or (N, C, h, w) of the student, any floating type.
+            scores: (N, C) or (N, C, h, w) of the student, any floating type; of several heads
+                the finest, which comes first, learns from the teacher's finest.
             targets: as the task's loss takes them.
             teacher_scores: as ``scores``, without a gradient.
 
         Raises:
             ConfigError: student and teacher have scores of other shapes.
         """
-        if scores.shape != teacher_scores.shape:
+        own, taught = _finest(scores), _finest(teacher_scores)
+        if own.shape != taught.shape:
             raise ConfigError(
-                f"distillation: the student's scores are {tuple(scores.shape)}, "
-                f"the teacher's {tuple(teacher_scores.shape)}"
+                f"distillation: the student's scores are {tuple(own.shape)}, "
+                f"the teacher's {tuple(taught.shape)}"
             )
         task: Tensor = self.task_loss(scores, targets)
-        with torch.autocast(scores.device.type, enabled=False):
-            student = F.log_softmax(scores.float() / self.temperature, dim=1)
-            teacher = F.log_softmax(teacher_scores.float() / self.temperature, dim=1)
+        with torch.autocast(own.device.type, enabled=False):
+            student = F.log_softmax(own.float() / self.temperature, dim=1)
+            teacher = F.log_softmax(taught.float() / self.temperature, dim=1)
             cells = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
             return task + self.weight * self.temperature**2 * cells.mean()
+
+
+def _finest(scores: Scores) -> Tensor:
+    return scores if isinstance(scores, Tensor) else scores[0]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hatcli.errors import ConfigError
+from hatcli.losses.shares import mean_over_processes
 
 
 def sum_over_heads(
@@ -14,12 +15,12 @@ def sum_over_heads(
     stride_weights: Sequence[float] | None,
     loss_of: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The weighted sum of each head's loss, in float32 whatever autocast says.
+    """The weighted sum of each head's loss, in float32 or float64 whatever autocast says.
 
     Args:
         scores: of one head, or of several, finest first; each (N, C, h, w) or (N, C), floating.
         stride_weights: one a head; None weighs all by 1. A single tensor has weight 1.
-        loss_of: from the float32 scores of one head to its loss, a scalar.
+        loss_of: from the scores of one head, float32 or float64, to its loss, a scalar.
 
     Raises:
         ConfigError: there are more or fewer weights than heads.
@@ -34,7 +35,7 @@ def sum_over_heads(
         )
     with torch.autocast(heads[0].device.type, enabled=False):
         losses = [
-            weight * loss_of(head.float()) for weight, head in zip(weights, heads, strict=True)
+            weight * loss_of(_precise(head)) for weight, head in zip(weights, heads, strict=True)
         ]
         return torch.stack(losses).sum()
 
@@ -123,8 +124,11 @@ def mean_over_cells(
 ) -> Tensor:
     """The weighted mean of each cell's loss; 0 with a zero gradient where no cell counts.
 
+    Of several processes each gives its share of the mean over the cells of all, so that the mean
+    of their gradients is that of one process with all images.
+
     Args:
-        losses: float32, 0 at unlabelled cells, already multiplied by the class weights.
+        losses: float32 or float64, 0 at unlabelled cells, already multiplied by the class weights.
         targets: int64 of the same shape; ``ignore_index`` marks unlabelled cells.
         class_weights: (C,) float32; None is 1 for every class.
         count_unlabelled: whether unlabelled cells enlarge the number that the sum is divided
@@ -132,11 +136,12 @@ def mean_over_cells(
     """
     labelled = targets != ignore_index
     if class_weights is None:
-        total = losses.new_tensor(losses.numel()) if count_unlabelled else labelled.sum().float()
+        cells = losses.new_tensor(losses.numel())
+        total = cells if count_unlabelled else labelled.sum().to(losses.dtype)
     else:
         weights = class_weights[targets.where(labelled, 0)]
         total = weights.where(labelled, float(count_unlabelled)).sum()
-    return losses.sum() / total.clamp_min(torch.finfo(torch.float32).tiny)
+    return losses.sum() / mean_over_processes(total).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def weights_of_classes(
@@ -178,6 +183,10 @@ def require_class_weights(class_weights: Tensor | None, scores: Tensor) -> None:
             f"loss: {len(class_weights)} class_weights for the {scores.shape[1]} classes "
             "of the model"
         )
+
+
+def _precise(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
 
 
 def _centres(source: int, cells: int, device: torch.device) -> Tensor:

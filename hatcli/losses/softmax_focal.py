@@ -65,7 +65,7 @@ class SoftmaxFocal(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, scores: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        """The loss, a float32 scalar.
+        """The loss, a float32 scalar (float64 of float64 scores).
 
         Args:
             scores: (N, C, h, w) of one head or a tuple of heads, any floating type; (N, C) for

@@ -10,6 +10,9 @@ from torch import Tensor
 from hatcli.errors import ConfigError, DataError
 from hatcli.metrics import METRICS
 
+MOST_CONFUSED = 2000
+"""More classes than this are not counted by pairs: that would be 32 MB and more."""
+
 
 @METRICS.register
 class Accuracy:
@@ -21,8 +24,9 @@ class Accuracy:
     its first choice: top1 is counted, the others are nan.
 
     Attribute `counts` holds int64 images: right for each k, all, and those with scores;
-    `class_counts`, (C, 2) int64, for each class right and all. Those of several processes may
-    be added up before `compute`.
+    `class_counts`, (C, 2) int64, for each class right and all; `confusion`, (C, C + 1) int64, row
+    = label, column = first choice, the last column for images with a NaN: as in `MeanIoU`, but
+    empty where the number of classes isn't known or above `MOST_CONFUSED`.
 
     Args:
         topk: numbers of best scores that the true class may be among.
@@ -69,6 +73,7 @@ class Accuracy:
         """Forget everything counted so far."""
         self.counts = torch.zeros(len(self.topk) + 2, dtype=torch.int64)
         self.class_counts = torch.zeros(len(self.names), 2, dtype=torch.int64)
+        self.confusion = torch.zeros(0, 1, dtype=torch.int64)
 
     def update(self, scores: Tensor | tuple[Tensor, ...], targets: Tensor) -> None:
         """Count the images of a batch.
@@ -104,6 +109,8 @@ class Accuracy:
         self.counts += torch.tensor([*right, images, images if has_scores else 0])
         if self.per_class:
             self._count_classes(targets, places)
+        if classes is not None and classes <= MOST_CONFUSED:
+            self._count_pairs(first, targets, places, classes)
 
     def compute(self) -> dict[str, float]:
         """Accuracies in percent.
@@ -121,6 +128,20 @@ class Accuracy:
             for name, counts in zip(self.names, self.class_counts.tolist(), strict=True):
                 values[f"acc.{name}"] = _percent(*counts)
         return values
+
+    def counted(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All that was taken in, for `merge`."""
+        return self.counts, self.class_counts, self.confusion
+
+    def merge(self, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Hold what several have `counted` in place of what was counted here."""
+        counts, class_counts, pairs = zip(*parts, strict=True)
+        self.counts, self.class_counts = (
+            torch.stack(counts).sum(0),
+            torch.stack(class_counts).sum(0),
+        )
+        seen = [part for part in pairs if len(part)] or [self.confusion]
+        self.confusion = torch.stack(seen).sum(0)
 
     def _classes_of(self, scores: Tensor) -> int:
         """How many classes a model scores."""
@@ -145,6 +166,17 @@ class Accuracy:
         labels, size = targets.long(), len(self.names)
         right = torch.bincount(labels[places == 0], minlength=size)
         self.class_counts += torch.stack([right, torch.bincount(labels, minlength=size)], 1).cpu()
+
+    def _count_pairs(self, first: Tensor, targets: Tensor, places: Tensor, classes: int) -> None:
+        if len(self.confusion) == 0:
+            self.confusion = torch.zeros(classes, classes + 1, dtype=torch.int64)
+        chosen = first.view(-1).long() if _is_index(first) else first.argmax(1)
+        chosen = torch.where(places == 0, targets, chosen)  # of equal scores the lower class
+        chosen = chosen.masked_fill((chosen < 0) | (chosen >= classes), classes)
+        if not _is_index(first):
+            chosen = chosen.masked_fill(places == classes, classes)
+        pairs = (targets.long() * (classes + 1) + chosen).cpu()
+        self.confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
 
 
 def places_of(scores: Tensor, targets: Tensor) -> Tensor:

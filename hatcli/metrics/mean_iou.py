@@ -19,8 +19,7 @@ class MeanIoU:
 
     A prediction outside the classes on a labelled pixel is a miss of that pixel's class.
     Attribute `confusion` holds all that was counted: (C, C + 1) int64 pixels, row = label,
-    column = prediction, the last column for predictions outside the classes; those of several
-    processes may be added up before `compute`.
+    column = prediction, the last column for predictions outside the classes.
 
     Args:
         num_classes: at most 255.
@@ -107,6 +106,14 @@ class MeanIoU:
         }
         scores |= {f"IoU.{name}": value for name, value in zip(self.classes, iou, strict=True)}
         return {name: float(value) for name, value in scores.items()}
+
+    def counted(self) -> Tensor:
+        """All that was taken in, for `merge`."""
+        return self.confusion
+
+    def merge(self, parts: Sequence[Tensor]) -> None:
+        """Hold what several have `counted` in place of what was counted here."""
+        self.confusion = torch.stack([*parts]).sum(0)
 
     def _confusion_of(self, predicted: Tensor, targets: Tensor) -> Tensor:
         """(C, C + 1) int64 on the CPU, of uint8 predictions and labels of one shape."""

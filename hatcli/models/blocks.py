@@ -2,7 +2,10 @@
 
 from collections import OrderedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from hatcli.errors import ConfigError
 
 
 def conv_bn(
@@ -111,6 +114,42 @@ def normalised_classifier(
     layers["scores"] = conv_bn(top_channels, num_classes, relu=False, bias=bias)
     layers["flatten"] = nn.Flatten(1)
     return nn.Sequential(layers)
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch for a random share of the images of a batch, in training.
+
+    Huang et al., "Deep Networks with Stochastic Depth", arXiv 1603.09382. What is kept is divided
+    by the share that is kept, so evaluation needs nothing: there the module gives its input back,
+    and a traced or exported graph doesn't hold it. It has no weights.
+
+    Args:
+        rate: share of the images whose branch is left out, 0 to below 1.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch (N, C, H, W), all 0 for some of the N; their choice is torch's generator's."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = 1 - self.rate
+        mask = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(kept)
+        return x * mask.div_(kept)
+
+
+def drop_path_rates(model: str, blocks: int, last: float) -> list[float]:
+    """The rate of each residual block: from 0 in the first, rising evenly towards ``last``.
+
+    Args:
+        model: what messages call it.
+        last: 0 to below 1.
+    """
+    if not 0 <= last < 1:
+        raise ConfigError(f"model {model!r}: drop_path must be from 0 to below 1, got {last}")
+    return [last * index / blocks for index in range(blocks)]
 
 
 def init_weights(model: nn.Module) -> None:

@@ -6,8 +6,6 @@ stage their depth. The details are TensorFlow's, so that weights trained there g
 scores here: an eps of 1e-3 in the normalisation, and "SAME" padding, which in a layer of stride 2
 depends on the size of its input. Paddings are fixed when the model is built, for square images of
 ``image_size``; images of another size run too, some maps shifted by a pixel.
-
-Training drops no whole blocks at random; the original recipe does.
 """
 
 import math
@@ -19,7 +17,13 @@ from torch import Tensor, nn
 
 from hatcli.errors import ConfigError
 from hatcli.models import MODELS
-from hatcli.models.blocks import init_classifier, init_weights, rounded_channels
+from hatcli.models.blocks import (
+    DropPath,
+    drop_path_rates,
+    init_classifier,
+    init_weights,
+    rounded_channels,
+)
 
 # (repeats, kernel, stride of the first, expansion, channels) of each stage at width and depth 1.
 PLAN = (
@@ -31,7 +35,10 @@ STEM, HEAD = 32, 1280  # channels
 
 @MODELS.register
 def efficientnet_lite0(
-    num_classes: int = 1000, image_size: int = 224, dropout: float = 0.2
+    num_classes: int = 1000,
+    image_size: int = 224,
+    dropout: float = 0.2,
+    drop_path: float = 0.0,
 ) -> "EfficientNetLite":
     """EfficientNet-Lite0: 0.385 GMACs at 224x224 and 4.65 M parameters.
 
@@ -39,40 +46,54 @@ def efficientnet_lite0(
         num_classes: channels of the scores.
         image_size: side of the images that the paddings are for.
         dropout: share of the averaged features that training sets to 0.
+        drop_path: share of the images for which training leaves out the last residual block;
+            earlier ones less, down to none (TensorFlow's drop_connect, 0.2 there).
     """
-    return _build(1.0, 1.0, num_classes, image_size, dropout)
+    return _build(1.0, 1.0, num_classes, image_size, dropout, drop_path)
 
 
 @MODELS.register
 def efficientnet_lite1(
-    num_classes: int = 1000, image_size: int = 240, dropout: float = 0.2
+    num_classes: int = 1000,
+    image_size: int = 240,
+    dropout: float = 0.2,
+    drop_path: float = 0.0,
 ) -> "EfficientNetLite":
     """EfficientNet-Lite1: 0.600 GMACs at 240x240 and 5.42 M parameters; see the Lite0."""
-    return _build(1.0, 1.1, num_classes, image_size, dropout)
+    return _build(1.0, 1.1, num_classes, image_size, dropout, drop_path)
 
 
 @MODELS.register
 def efficientnet_lite2(
-    num_classes: int = 1000, image_size: int = 260, dropout: float = 0.3
+    num_classes: int = 1000,
+    image_size: int = 260,
+    dropout: float = 0.3,
+    drop_path: float = 0.0,
 ) -> "EfficientNetLite":
     """EfficientNet-Lite2: 0.860 GMACs at 260x260 and 6.09 M parameters; see the Lite0."""
-    return _build(1.1, 1.2, num_classes, image_size, dropout)
+    return _build(1.1, 1.2, num_classes, image_size, dropout, drop_path)
 
 
 @MODELS.register
 def efficientnet_lite3(
-    num_classes: int = 1000, image_size: int = 280, dropout: float = 0.3
+    num_classes: int = 1000,
+    image_size: int = 280,
+    dropout: float = 0.3,
+    drop_path: float = 0.0,
 ) -> "EfficientNetLite":
     """EfficientNet-Lite3: 1.383 GMACs at 280x280 and 8.20 M parameters; see the Lite0."""
-    return _build(1.2, 1.4, num_classes, image_size, dropout)
+    return _build(1.2, 1.4, num_classes, image_size, dropout, drop_path)
 
 
 @MODELS.register
 def efficientnet_lite4(
-    num_classes: int = 1000, image_size: int = 300, dropout: float = 0.3
+    num_classes: int = 1000,
+    image_size: int = 300,
+    dropout: float = 0.3,
+    drop_path: float = 0.0,
 ) -> "EfficientNetLite":
     """EfficientNet-Lite4: 2.553 GMACs at 300x300 and 13.01 M parameters; see the Lite0."""
-    return _build(1.4, 1.8, num_classes, image_size, dropout)
+    return _build(1.4, 1.8, num_classes, image_size, dropout, drop_path)
 
 
 class EfficientNetLite(nn.Module):
@@ -138,29 +159,38 @@ class InvertedResidual(nn.Module):
         layers["depthwise"] = _conv(wide, wide, size, kernel, stride, groups=wide)
         layers["project"] = _conv(wide, out_channels, size, relu=False)
         self.layers = nn.Sequential(layers)
+        self.drop_path = DropPath(0.0)
         self.is_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """The new map, plus the old one where both have one size."""
-        return x + self.layers(x) if self.is_residual else self.layers(x)
+        return x + self.drop_path(self.layers(x)) if self.is_residual else self.layers(x)
 
 
 def _build(
-    width: float, depth: float, num_classes: int, image_size: int, dropout: float
+    width: float,
+    depth: float,
+    num_classes: int,
+    image_size: int,
+    dropout: float,
+    drop_path: float,
 ) -> EfficientNetLite:
     if image_size < 1 or not 0 <= dropout < 1:
         raise ConfigError(
             f"EfficientNet-Lite: got image_size {image_size} and dropout {dropout}",
             "image_size is at least 1, dropout from 0 to below 1",
         )
+    counts = [r if r == 1 else math.ceil(r * depth) for r, *_ in PLAN]  # the first and last stay
+    rates = iter(drop_path_rates("efficientnet_lite", sum(counts), drop_path))
     blocks: list[nn.Module] = []
     before, size = STEM, (image_size + 1) // 2
-    for repeats, kernel, first_stride, expansion, channels in PLAN:
+    for count, (_, kernel, first_stride, expansion, channels) in zip(counts, PLAN, strict=True):
         out = rounded_channels(channels * width)
-        is_fixed = repeats == 1  # the first and the last stage
-        for index in range(repeats if is_fixed else math.ceil(repeats * depth)):
+        for index in range(count):
             stride = first_stride if index == 0 else 1
-            blocks.append(InvertedResidual(before, out, kernel, stride, expansion, size))
+            block = InvertedResidual(before, out, kernel, stride, expansion, size)
+            block.drop_path.rate = next(rates)
+            blocks.append(block)
             before, size = out, (size + stride - 1) // stride
     model = EfficientNetLite(
         _conv(3, STEM, image_size, 3, 2),

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 from hatcli.errors import ConfigError
 from hatcli.models import MODELS
-from hatcli.models.blocks import init_classifier, init_weights, rounded_channels
+from hatcli.models.blocks import (
+    DropPath,
+    drop_path_rates,
+    init_classifier,
+    init_weights,
+    rounded_channels,
+)
 
 # (expansion, channels at width 1, repeats, stride of the first) of each stage.
 PLAN = (
@@ -17,13 +23,17 @@ PLAN = (
 
 
 @MODELS.register
-def mobilenetv2(num_classes: int = 1000, width: float = 1.0, dropout: float = 0.2) -> "MobileNetV2":
+def mobilenetv2(
+    num_classes: int = 1000, width: float = 1.0, dropout: float = 0.2, drop_path: float = 0.0
+) -> "MobileNetV2":
     """MobileNetV2: 0.301 GMACs at 224x224 and 3.50 M parameters at width 1.
 
     Args:
         num_classes: channels of the scores.
         width: multiplies all channels; they are rounded to multiples of 8.
         dropout: share of the averaged features that training sets to 0.
+        drop_path: share of the images for which training leaves out the last residual block;
+            earlier ones less, down to none.
     """
     if not width >= 0.1 or not 0 <= dropout < 1:
         raise ConfigError(
@@ -31,6 +41,11 @@ def mobilenetv2(num_classes: int = 1000, width: float = 1.0, dropout: float = 0.
             "width is at least 0.1, dropout from 0 to below 1",
         )
     model = MobileNetV2(num_classes, width, dropout)
+    blocks = [layer for layer in model.features if isinstance(layer, InvertedResidual)]
+    for block, rate in zip(
+        blocks, drop_path_rates("mobilenetv2", len(blocks), drop_path), strict=True
+    ):
+        block.drop_path.rate = rate
     init_weights(model)
     init_classifier(model.classifier[1])
     return model
@@ -77,11 +92,12 @@ class InvertedResidual(nn.Module):
             nn.BatchNorm2d(out_channels),
         ]
         self.conv = nn.Sequential(*layers)
+        self.drop_path = DropPath(0.0)
         self.is_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """The new map, plus the old one where both have one size."""
-        return x + self.conv(x) if self.is_residual else self.conv(x)
+        return x + self.drop_path(self.conv(x)) if self.is_residual else self.conv(x)
 
 
 def _conv_bn_relu6(

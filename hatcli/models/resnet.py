@@ -9,27 +9,30 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from hatcli.models import MODELS
-from hatcli.models.blocks import init_classifier, init_weights
+from hatcli.models.blocks import DropPath, drop_path_rates, init_classifier, init_weights
 
 
 @MODELS.register
-def resnet18(num_classes: int = 1000) -> "ResNet":
+def resnet18(num_classes: int = 1000, drop_path: float = 0.0) -> "ResNet":
     """ResNet-18: 1.814 GMACs at 224x224 and 11.69 M parameters.
 
     Args:
         num_classes: channels of the scores.
+        drop_path: share of the images for which training leaves out the last residual branch;
+            earlier ones less, down to none.
     """
-    return _build(BasicBlock, (2, 2, 2, 2), num_classes)
+    return _build(BasicBlock, (2, 2, 2, 2), num_classes, drop_path)
 
 
 @MODELS.register
-def resnet50(num_classes: int = 1000) -> "ResNet":
+def resnet50(num_classes: int = 1000, drop_path: float = 0.0) -> "ResNet":
     """ResNet-50: 4.089 GMACs at 224x224 and 25.56 M parameters.
 
     Args:
         num_classes: channels of the scores.
+        drop_path: as in `resnet18`.
     """
-    return _build(Bottleneck, (3, 4, 6, 3), num_classes)
+    return _build(Bottleneck, (3, 4, 6, 3), num_classes, drop_path)
 
 
 class BasicBlock(nn.Module):
@@ -44,6 +47,7 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = _conv(channels, channels, 3)
         self.bn2 = nn.BatchNorm2d(channels)
+        self.drop_path = DropPath(0.0)
         self.downsample = _downsample(in_channels, channels, stride)
         self.relu2 = nn.ReLU(inplace=True)
 
@@ -52,7 +56,7 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu1(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        return self.relu2(x + shortcut)
+        return self.relu2(self.drop_path(x) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -70,6 +74,7 @@ class Bottleneck(nn.Module):
         self.relu2 = nn.ReLU(inplace=True)
         self.conv3 = _conv(channels, channels * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        self.drop_path = DropPath(0.0)
         self.downsample = _downsample(in_channels, channels * self.expansion, stride)
         self.relu3 = nn.ReLU(inplace=True)
 
@@ -79,7 +84,7 @@ class Bottleneck(nn.Module):
         x = self.relu1(self.bn1(self.conv1(x)))
         x = self.relu2(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        return self.relu3(x + shortcut)
+        return self.relu3(self.drop_path(x) + shortcut)
 
 
 class ResNet(nn.Module):
@@ -110,13 +115,16 @@ def _build(
     block: Callable[[int, int, int], BasicBlock | Bottleneck],
     repeats: Sequence[int],
     num_classes: int,
+    drop_path: float,
 ) -> ResNet:
+    rates = iter(drop_path_rates("resnet", sum(repeats), drop_path))
     stages, before = [], 64
     for index, count in enumerate(repeats):
         channels, blocks = 64 << index, list[nn.Module]()
         for position in range(count):
             stride = 2 if index > 0 and position == 0 else 1
             built = block(before, channels, stride)
+            built.drop_path.rate = next(rates)
             before = channels * built.expansion
             blocks.append(built)
         stages.append(nn.Sequential(*blocks))

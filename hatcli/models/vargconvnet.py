@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from hatcli.errors import ConfigError
 from hatcli.models import MODELS
-from hatcli.models.blocks import conv_bn, group_unit, init_weights, normalised_classifier
+from hatcli.models.blocks import (
+    DropPath,
+    conv_bn,
+    drop_path_rates,
+    group_unit,
+    init_weights,
+    normalised_classifier,
+)
 
 
 @MODELS.register
@@ -30,6 +37,7 @@ def vargconvnet(
     group_width: int = 64,
     top_channels: int = 1024,
     deep_stem: bool = True,
+    drop_path: float = 0.0,
 ) -> "VargConvNet":
     """VargConvNet: 4.512 GMACs at 224x224 and 9.47 M parameters as it stands.
 
@@ -41,6 +49,8 @@ def vargconvnet(
         group_width: channels of one group.
         top_channels: channels that are averaged over the map.
         deep_stem: three 3x3 convolutions instead of one.
+        drop_path: share of the images for which training leaves out the units of the last block;
+            earlier ones less, down to none.
     """
     _require_fit(channels, repeats, factors, group_width)
     stem = _deep_stem(channels[0]) if deep_stem else conv_bn(3, channels[0], 3, 2)
@@ -50,6 +60,10 @@ def vargconvnet(
     ]
     head = normalised_classifier(channels[-1], top_channels, num_classes)
     model = VargConvNet(stem, nn.Sequential(*stages), head)
+    rates = drop_path_rates("vargconvnet", sum(repeats), drop_path)
+    blocks = [module for module in model.modules() if isinstance(module, Block | DownBlock)]
+    for block, rate in zip(blocks, rates, strict=True):
+        block.drop_path.rate = rate
     init_weights(model)
     return model
 
@@ -80,10 +94,11 @@ class Block(nn.Module):
             group_unit(channels, channels, groups, factor),
             group_unit(channels, channels, groups, factor),
         )
+        self.drop_path = DropPath(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """The map plus what the units make of it."""
-        return x + self.body(x)
+        return x + self.drop_path(self.body(x))
 
 
 class DownBlock(nn.Module):
@@ -96,6 +111,7 @@ class DownBlock(nn.Module):
             group_unit(in_channels, out_channels, max(1, groups // 2), factor, 5, 2),
             group_unit(out_channels, out_channels, groups, factor),
         )
+        self.drop_path = DropPath(0.0)
         self.shortcut = nn.Sequential(
             OrderedDict(
                 # On an odd side the last window is a half one, so that both paths agree.
@@ -106,7 +122,7 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The halved map."""
-        return self.shortcut(x) + self.body(x)
+        return self.shortcut(x) + self.drop_path(self.body(x))
 
 
 def _deep_stem(channels: int) -> nn.Sequential:

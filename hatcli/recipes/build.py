@@ -12,6 +12,7 @@ from hatcli.data.datasets import DATASETS
 from hatcli.data.loader import Loader, SampleSource
 from hatcli.data.transforms import BATCH_TRANSFORMS, MIXES, TRANSFORMS
 from hatcli.engine.checkpoint import load_checkpoint, load_weights
+from hatcli.engine.distributed import processes, rank
 from hatcli.engine.evaluation import Metric
 from hatcli.engine.weights import fingerprint, load_foreign_weights
 from hatcli.errors import ConfigError
@@ -23,6 +24,7 @@ from hatcli.quantize.prepare import prepare
 from hatcli.quantize.quantizers import set_mode
 from hatcli.quantize.spec import read_spec
 from hatcli.recipes.check import import_user_modules
+from hatcli.recipes.label_checks import label_checks
 
 
 def build_model(config: Config) -> nn.Module:
@@ -107,10 +109,18 @@ def build_dataset(config: Config, split: str) -> SampleSource:
     return DATASETS.build(config[split]["dataset"], root=Path(config["data_rootdir"]))
 
 
-def build_loader(config: Config, split: str, dataset: SampleSource) -> Loader:
-    """Batches of a dataset as "train" or "val" says; only training shuffles."""
+def build_loader(
+    config: Config, split: str, dataset: SampleSource, *, is_shared: bool = True
+) -> Loader:
+    """Batches of a dataset as "train" or "val" says; only training shuffles.
+
+    Args:
+        is_shared: of several processes each gets its part; else each gets all.
+    """
     node = config[split]
     transforms = [TRANSFORMS.build(transform) for transform in node.get("transforms", [])]
+    if split == "train":
+        transforms += label_checks(config)
     mix = node.get("mix")
     return Loader(
         dataset,
@@ -118,10 +128,12 @@ def build_loader(config: Config, split: str, dataset: SampleSource) -> Loader:
         mix=None if mix is None else MIXES.build(mix),
         batch_size=node.get("batch_size", 1),
         shuffle=split == "train",
+        repeats=node.get("repeats", 1),
         num_workers=node.get("num_workers", 0),
         workers=node.get("workers", "process"),
-        repeats=node.get("repeats", 1),
         seed=config["seed"],
+        process=rank() if is_shared else 0,
+        processes=processes() if is_shared else 1,
     )
 
 

@@ -13,6 +13,7 @@ from hatcli.config import Config
 from hatcli.data.loader import Loader, Sample, SampleSource
 from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.device import pick_device
+from hatcli.engine.distributed import from_main, is_main
 from hatcli.events import Job, Note, Warned, headline
 from hatcli.quantize.adaround import round_weights
 from hatcli.quantize.bias_correction import correct_biases
@@ -20,6 +21,7 @@ from hatcli.quantize.calibrate import calibrate
 from hatcli.quantize.equalize import equalize
 from hatcli.quantize.findings import Finding
 from hatcli.quantize.prepare import prepare
+from hatcli.quantize.quantizers import set_mode
 from hatcli.quantize.spec import Spec, read_spec
 from hatcli.recipes.build import build_loader
 from hatcli.recipes.predecessor import Predecessor
@@ -67,13 +69,14 @@ def calibrate_float(
     train_set = open_training_set(config)
     bench = open_workbench(config, place)
     images = EvenSubset(train_set, spec.images)
-    source = CalibrationBatches(build_loader(config, "val", images), bench.prepare, place)
+    loader = build_loader(config, "val", images, is_shared=False)
+    source = CalibrationBatches(loader, bench.prepare, place)
     graph = prepare(before.model(), spec).to(place)
     with closing(new_run(config, STEP, out, command)) as run:
         details = ["float32", f"{len(images)} of {len(train_set)} training images"]
         yield from recorded(run, announcement(bench, STEP, run, details, train_set))
         yield from recorded(run, _shortage(spec, images))
-        findings = yield from calibrate_graph(graph, source, spec)
+        findings = yield from _calibrate_in_main(graph, source, spec)
         yield from recorded(run, [Warned(str(finding)) for finding in findings])
         if not before.lineage[0]["metrics"]:  # plain weights: nobody has scored them yet
             score = yield from bench.score(before.model().to(place))
@@ -89,7 +92,8 @@ def calibrate_float(
             "state_dict": graph.state_dict(),
             "ema_state_dict": None,
         }
-        save_checkpoint(best, content)
+        if is_main():
+            save_checkpoint(best, content)
         return finish_step(
             run,
             STEP,
@@ -98,6 +102,7 @@ def calibrate_float(
             (best, best),
             lineage=before.lineage,
             findings=findings,
+            metric=bench.metric,
         )
 
 
@@ -161,6 +166,26 @@ def _shortage(spec: Spec, images: EvenSubset) -> list[Note]:
     if len(images) == spec.images:
         return []
     return [Note(f"quantize.images is {spec.images}: the training set has {len(images)}")]
+
+
+def _calibrate_in_main(
+    graph: GraphModule, source: CalibrationBatches, spec: Spec
+) -> Job[list[Finding]]:
+    """Calibrate in the main process and give the others its result, to the last bit.
+
+    Put together from parts, histograms, moving averages and mean errors would not be what one
+    process finds.
+    """
+    findings: list[Finding] = []
+    if is_main():
+        findings = yield from calibrate_graph(graph, source, spec)
+    findings, state = from_main(
+        lambda: (findings, {name: tensor.cpu() for name, tensor in graph.state_dict().items()})
+    )
+    if not is_main():
+        graph.load_state_dict(state)
+        set_mode(graph, "quantize")
+    return findings
 
 
 def calibrate_graph(

@@ -53,12 +53,15 @@ SETTINGS: dict[str, dict[str, str]] = {
         "clip_grad_norm": "float | None",
         "on_nonfinite": "Literal['stop', 'skip']",
         "ema_decay": "float | None",
+        "sync_batch_norm": "bool | None",
+        "find_unused": "bool",
         "val_every": "int",
         "log_every": "int",
         "save_every": "int | None",
         "keep": "int",
     },
     "deploy": {"head": "str | int", "argmax": "bool", "shape": "list"},
+    "teacher": {"ckpt": "str", "weight": "float", "temperature": "float"},
 }
 
 TASKS = ("segmentation", "classification", "detection")

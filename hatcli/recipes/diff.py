@@ -15,7 +15,7 @@ class Difference:
     """One entry that differs.
 
     Attributes:
-        key: its path, as an override takes it, e.g. "train.transforms.1.height".
+        key: its path, as an override takes it, e.g. "train.transforms.0.height".
         first: its value in the first config, or `ABSENT`; so for ``second``.
     """
 

@@ -2,29 +2,18 @@
 
 import csv
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from hatcli.config import Config
 from hatcli.engine.device import pick_device
-from hatcli.engine.evaluation import Metric, evaluate
-from hatcli.errors import CheckFailed, CheckpointError, ModelFileError, UsageError, did_you_mean
+from hatcli.engine.distributed import from_main, processes
+from hatcli.engine.evaluation import Metric, evaluate, require_merging
+from hatcli.errors import CheckFailed, UsageError, did_you_mean
 from hatcli.events import Job, Note
-from hatcli.export.session import OnnxModel
-from hatcli.recipes.build import (
-    build_batch_transforms,
-    build_dataset,
-    build_loader,
-    build_metric,
-    model_from_checkpoint,
-    open_checkpoint,
-)
-from hatcli.recipes.check import check_config
+from hatcli.recipes.build import build_dataset, build_loader, build_metric
+from hatcli.recipes.model_file import open_model_file
 from hatcli.recipes.official import LabelImageWriter, official_scores, require_official
 from hatcli.recipes.runs import write_json
 
@@ -75,11 +64,18 @@ def evaluate_file(
         CheckFailed: a metric is below its bound, after everything is written.
     """
     place = pick_device(device)
+    if processes() > 1 and (gt_dir is not None or save_predictions is not None):
+        raise UsageError(
+            "--official and --save-predictions need all pictures in one process",
+            "run it without torchrun",
+        )
     if gt_dir is not None:
         require_official()
-    config, model, prepare = _open(file, config, overrides or [], place, is_weights=is_weights)
+    opened = open_model_file(file, config, overrides or [], device=place, is_weights=is_weights)
+    config = opened.config
     dataset = build_dataset(config, "val")
     metric = build_metric(config, dataset)
+    require_merging(metric)
     _require_known(bounds or {}, metric)
     loader = build_loader(config, "val", dataset)
     yield Note(f"evaluating {file} on {len(dataset)} images")
@@ -89,62 +85,27 @@ def evaluate_file(
             upsample: Any = getattr(metric, "upsample", "nearest")
             writer = LabelImageWriter(save_predictions or Path(folder), gt_dir, upsample)
         metrics = yield from evaluate(
-            model,
+            opened.model,
             loader.epoch(0),
             metric,
-            prepare=prepare,
+            prepare=opened.prepare,
             device=place,
             total=len(dataset),
             on_scores=writer,
         )
         official = official_scores(writer.pairs) if writer and gt_dir is not None else {}
-    written = _write(file, out, metrics, official)
-    low = {name: least for name, least in (bounds or {}).items() if not metrics[name] >= least}
-    if low:
-        misses = ", ".join(f"{name} {metrics[name]:.2f} < {least:g}" for name, least in low.items())
-        raise CheckFailed(f"{file}: below the bound: {misses}", f"all figures: {written[0]}")
+    written = from_main(lambda: _write(file, out, metrics, official))
+    from_main(lambda: _require_bounds(file, bounds or {}, metrics, written))
     return EvalResult(file, len(dataset), metrics, official, written)
 
 
-def _open(
-    file: Path,
-    config: Config | None,
-    overrides: list[str],
-    device: torch.device,
-    *,
-    is_weights: bool,
-) -> tuple[Config, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """The config to evaluate by, the model, and what makes its input."""
-    if file.suffix == ".onnx" and not is_weights:
-        onnx_model = OnnxModel(file)
-        own = onnx_model.config
-        if own is None and config is None:
-            raise ModelFileError(
-                f"{file}: carries no config", "name one: hat eval unet --ckpt FILE.onnx"
-            )
-        chosen = _choose(own, config, overrides, file)
-        prepare = nn.Identity() if onnx_model.preprocess else build_batch_transforms(chosen)
-        return chosen, onnx_model, prepare
-    checkpoint = open_checkpoint(file, config if is_weights else None)
-    own, network = model_from_checkpoint(checkpoint)
-    chosen = _choose(own, config, overrides, file)
-    network = network.to(device).to(memory_format=torch.channels_last)
-    return chosen, network, build_batch_transforms(chosen).to(device)
-
-
-def _choose(own: Config | None, given: Config | None, overrides: list[str], file: Path) -> Config:
-    if given is None:
-        assert own is not None
-        chosen = own.with_overrides(overrides)
-        check_config(chosen)
-    else:
-        chosen = given
-    if own is not None and own["model"] != chosen["model"]:
-        raise CheckpointError(
-            f"{file}: holds the model {own['model']}, the config asks for {chosen['model']}",
-            "evaluate it with its own config: leave TARGET out",
-        )
-    return chosen
+def _require_bounds(
+    file: Path, bounds: dict[str, float], metrics: dict[str, float], written: tuple[Path, ...]
+) -> None:
+    low = {name: least for name, least in bounds.items() if not metrics[name] >= least}
+    if low:
+        misses = ", ".join(f"{name} {metrics[name]:.2f} < {least:g}" for name, least in low.items())
+        raise CheckFailed(f"{file}: below the bound: {misses}", f"all figures: {written[0]}")
 
 
 def _require_known(bounds: dict[str, float], metric: Metric) -> None:

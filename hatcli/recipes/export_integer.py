@@ -1,7 +1,6 @@
 """The integer half of hat export, and hat export --verify: ONNX that equals int_infer."""
 
 import json
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -26,6 +25,7 @@ from hatcli.export.session import OnnxModel
 from hatcli.quantize.integer_graph import from_data, to_data
 from hatcli.quantize.lower import lower
 from hatcli.recipes.build import build_batch_transforms, build_dataset, build_loader
+from hatcli.recipes.machine import has_vnni, processor
 
 SAMPLES = 8  # images compared by default
 
@@ -169,30 +169,6 @@ def verify_file(
     parity = compare_codes(file, graph, batches, where=str(file))
     fusion = inspect_fusion(file, where=str(file))
     return VerifyResult(file, parity, fusion, processor(), has_vnni())
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    for line in _cpu_information():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def has_vnni() -> bool | None:
-    """Whether the processor has an 8-bit dot product that doesn't saturate; None if unknown."""
-    for line in _cpu_information():
-        key, _, value = line.partition(":")
-        if key.strip() == "flags":
-            flags = value.split()
-            return any(name in flags for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
-    return None
-
-
-def _cpu_information() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def _samples(config: Config, images: Images, *, as_uint8: bool) -> Job[list[Tensor]]:

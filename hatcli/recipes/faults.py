@@ -6,7 +6,13 @@ import torch
 
 from hatcli.errors import ConfigError, HatError
 
-_CPU_TEXTS = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+_CPU_TEXTS = (
+    "can't allocate memory",
+    "not enough memory",
+    "DefaultCPUAllocator",
+    "could not create a memory",  # oneDNN's words for its workspace
+    "bad_alloc",
+)
 
 
 def explain(error: Exception, run: Path, accumulate: int) -> HatError | None:
@@ -20,6 +26,11 @@ def explain(error: Exception, run: Path, accumulate: int) -> HatError | None:
         return ConfigError(
             "batch norm has a single value to normalise: one image, at one cell of the deepest map",
             "set train.batch_size to at least 2, or larger crops",
+        )
+    if "Expected to have finished reduction in the prior iteration" in str(error):
+        return ConfigError(
+            "some parameters of the model got no gradient, and several processes wait for all",
+            "set fit.find_unused=True, which costs time, or train parts that give a score alone",
         )
     return _explain_out_of_memory(error, run, accumulate)
 

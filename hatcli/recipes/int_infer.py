@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 from hatcli.config import Config
 from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.device import pick_device
+from hatcli.engine.distributed import is_main
 from hatcli.events import Job, Warned
 from hatcli.quantize.integer_graph import to_data
 from hatcli.quantize.lower import lower
@@ -64,7 +65,8 @@ def infer_integers(
             "state_dict": {},
             "ema_state_dict": None,
         }
-        save_checkpoint(best, content)
+        if is_main():
+            save_checkpoint(best, content)
         return finish_step(
             run,
             STEP,
@@ -73,4 +75,5 @@ def infer_integers(
             (best, best),
             lineage=before.lineage,
             findings=lowered.findings,
+            metric=bench.metric,
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hatcli.config import Config
+from hatcli.engine.distributed import from_main
 from hatcli.events import Job, Note
 from hatcli.recipes.calibrate import calibrate_float
 from hatcli.recipes.int_infer import infer_integers
@@ -66,7 +67,9 @@ def take_step(
         UsageError: the step can't start from this checkpoint.
     """
     config = journey.configs[step]
-    before = open_predecessor(file, step, config, target=journey.target, is_weights=is_weights)
+    before = from_main(
+        lambda: open_predecessor(file, step, config, target=journey.target, is_weights=is_weights)
+    )
     if was_looked_for:
         yield from warn_of_newer_float(before, config.name, journey.runs)
     yield from warn_of_other_scoring(before, config)

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch
 from hatcli.config import Config
 from hatcli.data.loader import SampleSource
 from hatcli.data.packs.disk import size_text
+from hatcli.data.workers import WorkerLost
 from hatcli.engine.checkpoint import save_checkpoint
+from hatcli.engine.distributed import is_main, processes
 from hatcli.engine.training import Training
-from hatcli.errors import CheckpointError, HatError
+from hatcli.errors import CheckpointError, DataError, HatError
 from hatcli.events import Event, Warned
 from hatcli.recipes.runs import SUFFIX, RunFolder
 from hatcli.recipes.workbench import base_content
@@ -62,6 +64,8 @@ class Keeper:
     ) -> Iterator[Event]:
         """Save the training's state as the last checkpoint, and as the best if it is.
 
+        Of several processes, whose state is the same, the main one does.
+
         Args:
             metrics: of the epoch that is over; None in the middle of one.
             is_best: whether they are the best so far.
@@ -70,6 +74,8 @@ class Keeper:
         Raises:
             HatError: the weights aren't finite, or nothing could be saved three times.
         """
+        if not is_main():
+            return
         if metrics is not None:
             self._metrics = dict(metrics)
         content = {
@@ -94,6 +100,11 @@ class Keeper:
             yield Warned(f"{error.message}; the training goes on")
         else:
             self._misses = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the training has taken a step."""
+        return bool(self._training.epoch or self._training.samples)
 
     def _require_room(self) -> None:
         """Twice what the last one took: the new one stands beside it for a moment."""
@@ -121,6 +132,25 @@ class Keeper:
         if not self.last.exists():
             return "free some space and start again; nothing is saved yet"
         return f"free some space; go on with: hat train --resume-from {self.run.path}"
+
+
+def saved_if_data_fails(
+    events: Iterator[Event], keeper: Keeper, content: Callable[[], Mapping[str, Any]]
+) -> Iterator[Event]:
+    """The events of a training; an error of the data comes between two steps and saves them first.
+
+    Args:
+        content: what a checkpoint holds beside the usual.
+    """
+    try:
+        yield from events
+    except (DataError, WorkerLost) as error:
+        # Of several processes the others know nothing of it, and a checkpoint is of all.
+        if processes() == 1 and keeper.has_begun:
+            warnings = [str(event) for event in keeper.keep(extra=content())]
+            go_on = f"go on with: hat train --resume-from {keeper.run.path}"
+            error.hint = f"{error.hint or ''}; {warnings[0] if warnings else go_on}".lstrip("; ")
+        raise
 
 
 def numbered(run: Path, step: str) -> list[Path]:

@@ -13,7 +13,9 @@ from hatcli.config import Config
 from hatcli.data.loader import SampleSource
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.engine.device import pick_device
+from hatcli.engine.distributed import from_main
 from hatcli.engine.training import Training
+from hatcli.errors import ConfigError
 from hatcli.events import EpochDone, Job, Note, Warned
 from hatcli.losses.distillation import Distilled
 from hatcli.quantize.layers import QuantConv2d
@@ -23,7 +25,7 @@ from hatcli.quantize.spec import QatSpec, read_spec
 from hatcli.recipes.build import build_loss, build_model, prepare_deployed
 from hatcli.recipes.predecessor import Predecessor, open_float
 from hatcli.recipes.runs import RUNS
-from hatcli.recipes.train import Resume, Start, new_training, train
+from hatcli.recipes.train import Resume, Start, new_training, resumed_by_torchrun, train
 from hatcli.recipes.workbench import StepResult, open_training_set, open_workbench
 
 STEP = "qat"
@@ -70,6 +72,12 @@ def train_qat(
         CheckpointError: the float checkpoint is needed and isn't there any more.
     """
     place = pick_device(device)
+    if config["fit"].get("compile"):
+        raise ConfigError(
+            "fit.compile: qat trains in its own kernels, which torch.compile makes slower",
+            "leave it out of steps.qat; the float step may have it",
+        )
+    resume = resumed_by_torchrun(STEP, asked=resume)
     qat = read_spec(config["quantize"]).qat
     train_set = open_training_set(config)
     bench = open_workbench(config, place)
@@ -105,7 +113,7 @@ def _origin(config: Config, qat: QatSpec, before: Predecessor, root: Path) -> _O
     graph = before.model()
     assert isinstance(graph, GraphModule)
     if qat.batch_norm == "kept":
-        network = open_float(before.lineage, config, root).model()
+        network = from_main(lambda: open_float(before.lineage, config, root)).model()
         calibrated = graph
         graph = prepare(network, read_spec(config["quantize"]), fold_batch_norm=False)
         transfer_ranges(calibrated, graph)
@@ -115,7 +123,7 @@ def _origin(config: Config, qat: QatSpec, before: Predecessor, root: Path) -> _O
 
 def _origin_of_run(config: Config, qat: QatSpec, last: Path) -> _Origin:
     """A graph of the same form, whose weights and ranges the checkpoint will bring."""
-    content = load_checkpoint(last)
+    content = from_main(lambda: load_checkpoint(last))
     graph = prepare_deployed(build_model(config), config, batch_norm=qat.batch_norm)
     start_qat(graph, qat)
     is_folded = qat.batch_norm == "kept" and content["batch_norm"] == "folded"
@@ -129,7 +137,8 @@ def _loss(
     loss = build_loss(config, train_set)
     if qat.distill == 0:
         return loss, None
-    teacher = open_float(lineage, config, root).model().requires_grad_(False)
+    before = from_main(lambda: open_float(lineage, config, root))
+    teacher = before.model().requires_grad_(False)
     if config["fit"].get("channels_last", True):
         teacher = teacher.to(memory_format=torch.channels_last)
     return Distilled(loss, qat.distill, qat.temperature), teacher

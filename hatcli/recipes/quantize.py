@@ -339,6 +339,7 @@ def _save(work: _Work, run: RunFolder) -> Path:
         lineage=work.before.lineage,
         findings=work.findings,
         more={"quantize": "quantize.json"},
+        has_page=False,  # report.html is about the quantization
     )
     return best
 

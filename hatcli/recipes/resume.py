@@ -8,6 +8,7 @@ import torch
 
 from hatcli.config import Config, from_values
 from hatcli.engine.checkpoint import load_checkpoint, load_weights
+from hatcli.engine.distributed import from_main, processes, remembered
 from hatcli.engine.training import Training
 from hatcli.errors import CheckpointError, UsageError
 from hatcli.events import Event, Note, Warned
@@ -23,6 +24,30 @@ FREE = {
 
 LENGTH = {"epochs"}
 """Settings that only say when to stop; the schedule follows them."""
+
+
+STEP_SIZE = {"train.batch_size", "fit.accumulate"}
+"""Settings that may change together with the number of processes, if a step stays what it was."""
+
+
+def restarted(step: str) -> tuple[Path, tuple[Event, ...]] | None:
+    """The checkpoint of a run that torchrun started again, and what to say; None for a new run.
+
+    Args:
+        step: of the journey.
+    """
+    run = remembered(f"run of {step}")
+    if run is None:
+        return None
+    found: tuple[Path, list[Warned]] | None = from_main(lambda: _find_if_any(Path(run), step))
+    if found is None:
+        return None
+    note = Note(f"torchrun started the processes again: going on with {found[0].parent}")
+    return found[0], (*found[1], note)
+
+
+def _find_if_any(run: Path, step: str) -> tuple[Path, list[Warned]] | None:
+    return find_in_run(run) if checkpoint_in(run, step, "last").exists() else None
 
 
 def find_in_run(run: Path) -> tuple[Path, list[Warned]]:
@@ -69,7 +94,8 @@ def run_to_resume(
     config = from_values(saved["name"], saved["values"], where=str(checkpoint))
     wanted = config.with_overrides(overrides)
     changed = differences(config, wanted)
-    others = [change.key for change in changed if change.key not in FREE | LENGTH]
+    free = FREE | LENGTH | (STEP_SIZE if _samples_a_step(wanted) == _saved_step(content) else set())
+    others = [change.key for change in changed if change.key not in free]
     if others and not allow_change:
         raise UsageError(
             f"{checkpoint.parent}: this run was started with another {', '.join(others)}",
@@ -77,6 +103,14 @@ def run_to_resume(
         )
     notes: list[Event] = [Note(_say(change)) for change in changed if change.key not in FREE]
     return wanted, str(content["step"]), notes
+
+
+def _samples_a_step(config: Config) -> int:
+    return config["train"].get("batch_size", 1) * config["fit"].get("accumulate", 1) * processes()
+
+
+def _saved_step(content: dict[str, Any]) -> int | None:
+    return content.get("samples_a_step")
 
 
 def _say(change: Difference) -> str:
@@ -103,7 +137,7 @@ def restore(
         CheckpointError: it doesn't fit, holds only weights, or the data has changed since.
         UsageError: a step is of another size.
     """
-    content = load_checkpoint(checkpoint)
+    content = from_main(lambda: load_checkpoint(checkpoint))
     if "optimizer" not in content:
         raise CheckpointError(f"{checkpoint}: holds weights only; a run can't go on from it")
     if content["data_digest"] != digest:
@@ -131,9 +165,13 @@ def restore(
 
 
 def _say_what_is_inexact(content: dict[str, Any]) -> Iterator[Event]:
-    now = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
+    now = {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "processes": processes(),
+    }
     for name, value in now.items():
-        if content[name] != value:
+        if content.get(name, 1) != value:
             yield Warned(
                 f"{name} was {content[name]} and is {value} now: the run goes on, "
                 "but its weights won't be the same to the last bit"

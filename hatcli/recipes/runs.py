@@ -18,6 +18,7 @@ from hatcli import __version__
 from hatcli.config import Config, show_config
 from hatcli.errors import HatError, LockedError, UsageError
 from hatcli.events import EpochDone, Event, Progress
+from hatcli.recipes.tensorboard import Board
 
 RUNS = Path("runs")
 STEPS = ("float", "calibration", "qat", "int_infer")
@@ -41,6 +42,7 @@ class RunFolder:
         for rest in path.glob(".*.tmp-*"):  # of a process that was killed: nobody else writes here
             rest.unlink()
         self._log: TextIO = (path / "train.log").open("a", encoding="utf-8")
+        self._board = Board(path / "tensorboard")
 
     @classmethod
     def create(cls, config: Config, step: str, root: Path | None = None) -> "RunFolder":
@@ -80,6 +82,7 @@ class RunFolder:
             self._record_epoch(event)
         self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {event}\n")
         self._log.flush()
+        self._board.record(event)
 
     def forget_after(self, epoch: int) -> None:
         """Drop the epochs that a resumed run will do again from metrics.jsonl and results.csv."""
@@ -91,6 +94,7 @@ class RunFolder:
     def close(self) -> None:
         """Let others write here."""
         self._log.close()
+        self._board.close()
         self._lock.close()
 
     def _record_epoch(self, event: EpochDone) -> None:
@@ -108,6 +112,32 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         write_table(self.path)
+
+
+class WatchedRun(RunFolder):
+    """A run folder that another process writes to: nothing done here leaves a trace.
+
+    Args:
+        path: the folder, which needn't exist on this machine.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def describe(self, config: Config, command: Iterable[str], environment: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def record_start(self, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def record(self, event: Event) -> None:
+        """Nothing."""
+
+    def forget_after(self, epoch: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -34,6 +34,9 @@ COMES_FROM = {
 SAME_IN_ALL_STEPS = ("task", "model", "batch_transforms", "deploy", "quantize", "steps", "imports")
 """Top-level names that no step may change: they say what model it is."""
 
+OF_ALL_STEPS = ("data_rootdir", "model", "batch_transforms", "val", "deploy", "quantize", "seed")
+"""Settings that the next step has to be given too."""
+
 QAT_SHARE = 10  # QAT trains for a tenth of the float epochs ...
 QAT_RATE = 0.01  # ... at a hundredth of the float learning rate
 
@@ -90,7 +93,10 @@ def qat_defaults(config: Config) -> dict[str, Any]:
         "epochs": max(1, config["epochs"] // QAT_SHARE),
         "optim": optim,
         "schedule": {"type": "cosine"},
-        "fit": {"val_every": max(1, config["fit"].get("val_every", 1) // QAT_SHARE)},
+        "fit": {
+            "val_every": max(1, config["fit"].get("val_every", 1) // QAT_SHARE),
+            **({"compile": False} if config["fit"].get("compile") else {}),
+        },
     }
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from torch.amp import GradScaler
 from hatcli.config import Config
 from hatcli.data.loader import SampleSource
 from hatcli.engine import OPTIMIZERS, SCHEDULES
+from hatcli.engine.data_parallel import DataParallel, statistics_of
 from hatcli.engine.device import pick_device, pick_dtype
+from hatcli.engine.distributed import barrier, from_main, gather, processes, remember
 from hatcli.engine.ema import Ema
 from hatcli.engine.loop import Validate, fit
 from hatcli.engine.meter import NonFinite
@@ -23,10 +25,13 @@ from hatcli.engine.weights import fingerprint, load_foreign_weights
 from hatcli.errors import StoppedBySignal
 from hatcli.events import EpochDone, Event, Job, Note, StepDone, headline
 from hatcli.recipes.build import build_loader, build_loss, build_model, deployed
+from hatcli.recipes.confusion_file import save_confusion
 from hatcli.recipes.faults import explain
-from hatcli.recipes.keeper import Keeper
-from hatcli.recipes.resume import restore
+from hatcli.recipes.keeper import Keeper, saved_if_data_fails
+from hatcli.recipes.resume import restarted, restore
+from hatcli.recipes.run_pictures import RunPictures
 from hatcli.recipes.runs import RunFolder, read_metrics, write_json
+from hatcli.recipes.teacher import with_teacher
 from hatcli.recipes.workbench import (
     StepResult,
     Workbench,
@@ -36,8 +41,10 @@ from hatcli.recipes.workbench import (
     open_training_set,
     open_workbench,
     recorded,
+    run_again,
 )
 from hatcli.report.curves import write_curves
+from hatcli.stopping import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,15 @@ class Resume:
     checkpoint: Path
     allow_change: bool = False
     notes: tuple[Event, ...] = ()
+
+
+def resumed_by_torchrun(step: str, *, asked: Resume | None) -> Resume | None:
+    """How the run of a step goes on if torchrun started it again, or else as was asked for."""
+    found = restarted(step)
+    if found is None:
+        return asked
+    checkpoint, notes = found
+    return Resume(checkpoint, allow_change=asked is not None and asked.allow_change, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,7 @@ def train_float(
         command: the words of the command line, for args.txt.
     """
     place = pick_device(device)
+    resume = resumed_by_torchrun("float", asked=resume)
     train_set = open_training_set(config)
     bench = open_workbench(config, place)
     model = build_model(config)
@@ -110,13 +127,15 @@ def train_float(
         load_foreign_weights(model, weights)
         notes.append(Note(f"weights: {weights} (SHA-256 {fingerprint(weights)}...)"))
     dtype = pick_dtype(config["fit"].get("precision", "auto"), place)
+    loss, teacher, taught = with_teacher(config, build_loss(config, train_set), place)
     start = Start(
         "float",
         new_training(config, model, place, dtype),
-        build_loss(config, train_set).to(place),
+        loss.to(place),
         view=lambda trained: deployed(trained, config),
         dtype=dtype,
-        notes=tuple(notes),
+        teacher=teacher,
+        notes=(*notes, *taught),
     )
     return (yield from train(bench, train_set, start, out=out, resume=resume, command=command))
 
@@ -148,8 +167,9 @@ def train(
     if resume is None:
         run = new_run(config, start.step, out, command)
     else:
-        run = RunFolder(resume.checkpoint.parent)
-    with closing(run):
+        run = run_again(resume.checkpoint.parent)
+    remember(f"run of {start.step}", str(run.path))
+    with closing(run), uninterrupted.together() if processes() > 1 else nullcontext():
         if resume is not None:
             yield from recorded(run, resume.notes)
             yield from recorded(
@@ -166,21 +186,25 @@ def train(
         details = _details(config, start, (train_set, bench.val_set))
         yield from recorded(run, announcement(bench, start.step, run, details, train_set))
         yield from recorded(run, start.notes)
+        yield from recorded(run, _notes_on_processes(config, training))
         more = {"lineage": start.lineage, "samples_a_step": samples_a_step}
         keeper = Keeper(run, config, start.step, training, train_set, more)
         if start.is_a_candidate and resume is None:
             yield from _score_start(bench, start, keeper)
+        pictures = RunPictures(run, config, start.step, train_set, bench.metric)
         events = fit(
             training,
-            batches,
+            pictures.watched(batches) if resume is None else batches,
             settings,
             loss=start.loss,
             prepare=bench.prepare,
             schedule=schedule,
             validate=_validation(bench, start.view),
             best_by=bench.metric.best_by,
+            forward=_forward(config, training, settings),
             teacher=start.teacher,
         )
+        events = saved_if_data_fails(pictures.following(events), keeper, start.content)
         yield from _recorded_and_kept(events, run, keeper, start, settings)
         return (yield from _finish(bench, start, keeper))
 
@@ -200,19 +224,29 @@ def _recorded_and_kept(
                 yield from recorded(run, keeper.keep(extra=start.content()))
             yield event
     except StoppedBySignal as stop:
+        if processes() > 1 and not stop.is_agreed:
+            raise  # the second signal: the others know nothing of it
         raise _saved_for_later(stop, keeper, start, settings) from None
     except NonFinite as found:
-        where = {"epoch": training.epoch + 1, "samples": training.samples}
-        report = run.path / f"nonfinite-{training.epoch + 1}-{training.samples}.json"
-        write_json(report, {"what": found.what, "value": str(found.value), **where,
-                            "names": found.names})  # fmt: skip
-        found.message += f" (all names: {report})"
-        raise
+        raise _reported(found, run, training) from None
     except (RuntimeError, MemoryError, ValueError) as error:
         explained = explain(error, run.path, settings.accumulate)
         if explained is None:
             raise
         raise explained from error
+
+
+def _reported(found: NonFinite, run: RunFolder, training: Training) -> NonFinite:
+    """Write down all samples of the step, those of all processes, and say where."""
+    names = [name for each in gather(found.names) for name in each]
+    where = {"epoch": training.epoch + 1, "samples": training.samples}
+    report = run.path / f"nonfinite-{training.epoch + 1}-{training.samples}.json"
+    document = {"what": found.what, "value": str(found.value), **where, "names": names}
+    from_main(lambda: write_json(report, document))
+    if processes() > 1:
+        found = NonFinite(found.what, found.value, "", names)
+    found.message += f" (all names: {report})"
+    return found
 
 
 def _is_saved(event: StepDone, settings: FitSettings) -> bool:
@@ -225,6 +259,8 @@ def _saved_for_later(
     """Save what is there, and say how to go on."""
     training = start.training
     warnings = [str(event) for event in keeper.keep(extra=start.content())]
+    if processes() > 1:
+        barrier()  # the first to end has the others ended: not while one of them saves
     where = f"{training.epoch} of {settings.epochs} epochs"
     if training.samples:
         where += f" and {training.samples} samples of the next"
@@ -248,23 +284,57 @@ def new_training(
     model = model.to(device)
     if config["fit"].get("channels_last", True):
         model = model.to(memory_format=torch.channels_last)
+    if _synchronizes_norms(config, device):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     decay = config["fit"].get("ema_decay")
     optimizer = OPTIMIZERS.build(config["optim"], model=model)
     scaler = GradScaler(device.type) if dtype == torch.float16 else None
     return Training(model, optimizer, Ema(model, decay) if decay is not None else None, scaler)
 
 
+def _synchronizes_norms(config: Config, device: torch.device) -> bool:
+    """Whether batch norms see the images of all processes; by default where there are GPUs."""
+    asked = config["fit"].get("sync_batch_norm")
+    return processes() > 1 and device.type == "cuda" and asked is not False
+
+
+def _notes_on_processes(config: Config, training: Training) -> Iterator[Event]:
+    if processes() == 1 or _synchronizes_norms(config, training.device):
+        return
+    if next(statistics_of(training.model), None) is None:
+        return
+    why = "SyncBatchNorm needs GPUs: " if training.device.type == "cpu" else ""
+    yield Note(
+        f"{why}each process normalises its own {config['train'].get('batch_size', 1)} images; "
+        "their running statistics are averaged after each step"
+    )
+
+
+def _forward(config: Config, training: Training, settings: FitSettings) -> DataParallel | None:
+    """What calls the model where several processes train it."""
+    if processes() == 1:
+        return None
+    return DataParallel(
+        training.model,
+        find_unused=config["fit"].get("find_unused", False),
+        compile=settings.compile,
+    )
+
+
 def _details(config: Config, start: Start, sets: tuple[Any, Any]) -> list[str]:
     return [
         str(start.dtype).removeprefix("torch."),
-        f"batch {config['train'].get('batch_size', 1)}",
+        f"batch {config['train'].get('batch_size', 1)}"
+        + (f" x {processes()} processes" if processes() > 1 else ""),
         f"{len(sets[0])}/{len(sets[1])} images",
         f"{config['epochs']} epochs",
     ]
 
 
 def _settings(config: Config, dtype: torch.dtype) -> FitSettings:
-    own = {"precision", "channels_last", "ema_decay", "keep"}  # these are not for the loop
+    own = {  # these are not for the loop
+        "precision", "channels_last", "ema_decay", "keep", "sync_batch_norm", "find_unused",
+    }  # fmt: skip
     given = {key: value for key, value in config["fit"].items() if key not in own}
     return FitSettings(epochs=config["epochs"], seed=config["seed"], dtype=dtype, **given)
 
@@ -283,6 +353,7 @@ def _score_start(bench: Workbench, start: Start, keeper: Keeper) -> Iterator[Eve
     score = metrics.get(best_by, math.nan)
     training.best = -math.inf if math.isnan(score) else score
     keeper.run.record_start(metrics)
+    from_main(lambda: save_confusion(keeper.run.path, bench.metric))
     yield from recorded(keeper.run, keeper.keep(metrics, is_best=True, extra=start.content()))
     figures = "   ".join(f"{name} {value:.2f}" for name, value in headline(metrics).items())
     yield from recorded(keeper.run, [Note(f"at the start: {figures}")])
@@ -291,8 +362,9 @@ def _score_start(bench: Workbench, start: Start, keeper: Keeper) -> Iterator[Eve
 def _finish(bench: Workbench, start: Start, keeper: Keeper) -> Generator[Event, None, StepResult]:
     """Curves and summary."""
     run, training, best_by = keeper.run, start.training, bench.metric.best_by
-    write_curves(run.path / "plots" / "curves.png", training.history)
-    scored = [row for row in read_metrics(run.path) if row.get(f"val/{best_by}") is not None]
+    from_main(lambda: write_curves(run.path / "plots" / "curves.png", training.history))
+    rows = from_main(lambda: read_metrics(run.path))
+    scored = [row for row in rows if row.get(f"val/{best_by}") is not None]
     chosen = max(scored, key=lambda row: row[f"val/{best_by}"], default={})
     metrics = {
         name.removeprefix("val/"): math.nan if value is None else value

@@ -1,7 +1,7 @@
 """What every step works with: the data and the metric to score by, and a run folder."""
 
 import shlex
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from torch import nn
 from hatcli import __version__
 from hatcli.config import Config
 from hatcli.data.loader import Loader, SampleSource
-from hatcli.engine.evaluation import Metric, evaluate
+from hatcli.engine.distributed import from_main, processes, stopping_together
+from hatcli.engine.evaluation import Metric, evaluate, require_merging
 from hatcli.errors import ConfigError
 from hatcli.events import Event, Note, Warned, headline
 from hatcli.recipes.build import (
@@ -21,8 +22,11 @@ from hatcli.recipes.build import (
     build_loader,
     build_metric,
 )
-from hatcli.recipes.runs import RunFolder, environment, write_json
+from hatcli.recipes.confusion_file import save_confusion
+from hatcli.recipes.run_page import write_run_page
+from hatcli.recipes.runs import RunFolder, WatchedRun, environment, write_json
 from hatcli.recipes.steps import step_entry
+from hatcli.stopping import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,20 @@ class Workbench:
     prepare: nn.Module
 
     def score(self, model: nn.Module) -> Generator[Event, None, dict[str, float]]:
-        """The metrics of a model that is deployed and in evaluation mode."""
+        """The metrics of a model that is deployed and in evaluation mode.
+
+        Raises:
+            StoppedBySignal: on all of several processes that train.
+        """
         self.metric.reset()
+        batches: Iterator[Any] = self.loader.epoch(0)
+        if uninterrupted.is_together:
+            least = len(self.val_set) // processes() * processes() // self.loader.samples_a_batch
+            batches = stopping_together(batches, least)
         return (
             yield from evaluate(
                 model,
-                self.loader.epoch(0),
+                batches,
                 self.metric,
                 prepare=self.prepare,
                 device=self.device,
@@ -86,12 +98,14 @@ def open_workbench(config: Config, device: torch.device) -> Workbench:
         HatError: a part can't be built or the data not be opened.
     """
     val_set = build_dataset(config, "val")
+    metric = build_metric(config, val_set)
+    require_merging(metric)
     return Workbench(
         config,
         device,
         val_set,
         build_loader(config, "val", val_set),
-        build_metric(config, val_set),
+        metric,
         build_batch_transforms(config).to(device),
     )
 
@@ -114,10 +128,31 @@ def open_training_set(config: Config) -> SampleSource:
 
 
 def new_run(config: Config, step: str, out: Path | None, command: list[str] | None) -> RunFolder:
-    """A new run folder with its config, command and environment."""
-    run = RunFolder.create(config, step, out)
-    run.describe(config, ["hat", *map(shlex.quote, command or [])], environment())
-    return run
+    """A new run folder with its config, command and environment; one for all processes."""
+
+    def create() -> RunFolder:
+        run = RunFolder.create(config, step, out)
+        words = ["hat", *map(shlex.quote, command or [])]
+        run.describe(config, words, {**environment(), "processes": processes()})
+        return run
+
+    return _written_by_main(create)
+
+
+def run_again(path: Path) -> RunFolder:
+    """A run folder that is there already."""
+    return _written_by_main(lambda: RunFolder(path))
+
+
+def _written_by_main(open_folder: Callable[[], RunFolder]) -> RunFolder:
+    opened: list[RunFolder] = []
+
+    def open_and_tell() -> Path:
+        opened.append(open_folder())
+        return opened[0].path
+
+    path = from_main(open_and_tell)
+    return opened[0] if opened else WatchedRun(path)
 
 
 def recorded(run: RunFolder, events: Iterable[Event]) -> Iterator[Event]:
@@ -162,6 +197,7 @@ def base_content(
         "metrics": dict(metrics),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
+        "processes": processes(),
         "lineage": [],
     }
 
@@ -176,16 +212,20 @@ def finish_step(
     lineage: list[dict[str, Any]],
     findings: Iterable[object] = (),
     more: dict[str, Any] | None = None,
+    metric: Metric | None = None,
+    has_page: bool = True,
 ) -> StepResult:
-    """Write summary.json.
+    """Write summary.json and report.html; the main process does, and tells the others.
 
     Args:
         checkpoints: the best and the last one, which exist.
         lineage: entries of the steps before this one.
         more: further entries of the summary.
+        metric: still holding what the best checkpoint was scored by, for the page.
+        has_page: whether report.html is about the run; not where it is a page of its own.
     """
     best, last = checkpoints
-    steps = [*lineage, step_entry(step, metrics, best)]
+    steps = [*lineage, from_main(lambda: step_entry(step, metrics, best))]
     remarks = tuple(map(str, findings))
     summary = {
         "step": step,
@@ -197,5 +237,9 @@ def finish_step(
         "steps": steps,
         "findings": list(remarks),
     }
-    write_json(run.path / "summary.json", summary)
+    from_main(lambda: write_json(run.path / "summary.json", summary))
+    if metric is not None:
+        from_main(lambda: save_confusion(run.path, metric))
+    if has_page:
+        from_main(lambda: write_run_page(run.path))
     return StepResult(run.path, step, metrics, best, last, steps, best_by, remarks)

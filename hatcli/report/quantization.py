@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hatcli.report.charts import bar
-from hatcli.report.layers import differences, layer_table, range_table, worst_layers
+from hatcli.report.layers import layer_table, range_table, worst_layers
 from hatcli.report.page import (
     Cell,
     Column,
@@ -20,6 +20,7 @@ from hatcli.report.page import (
     table,
     write_page,
 )
+from hatcli.report.steps import is_finite, steps_table
 
 Document = Mapping[str, Any]
 
@@ -79,7 +80,7 @@ def _lead(document: Document) -> Markup:
 def _verdict(document: Document) -> list[str]:
     best_by = str(document.get("best_by") or "metric")
     steps = document.get("steps") or []
-    scored = [step for step in steps if _finite(step["metrics"].get(best_by))]
+    scored = [step for step in steps if is_finite(step["metrics"].get(best_by))]
     start = next((step for step in scored if step["step"] == "float"), None)
     end = scored[-1] if scored and scored[-1] is not start else None
     if start is None or end is None:
@@ -111,29 +112,7 @@ def _blame(layer: Document) -> list[str]:
 
 
 def _steps(document: Document) -> Markup | None:
-    steps = document.get("steps")
-    if not steps:
-        return None
-    best_by = str(document.get("best_by") or "metric")
-    names = list(dict.fromkeys(name for step in steps for name in step["metrics"]))
-    start = next((s["metrics"].get(best_by) for s in steps if s["step"] == "float"), None)
-    known = [s["metrics"][best_by] for s in steps if _finite(s["metrics"].get(best_by))]
-    top = max([100.0, *known]) if known and max(known) > 1 else 1.0
-    columns = [
-        Column("step"),
-        Column(best_by),
-        *(Column(name, is_number=True) for name in names if name != best_by),
-        Column("against float", is_number=True),
-    ]
-    rows: list[list[Cell | str]] = []
-    for step in steps:
-        own = step["metrics"].get(best_by)
-        picture = Markup.joined([number(own, ".2f"), bar(own, top)])
-        change = differences(own, start) if step["step"] != "float" else ""
-        others = [number(step["metrics"].get(name), ".2f") for name in names if name != best_by]
-        rows.append([str(step["step"]), picture, *others, change])
-    caption = f"Accuracy after each step; a bar is {best_by} from 0 to {number(top)}."
-    return table(columns, rows, caption=caption)
+    return steps_table(document.get("steps") or [], str(document.get("best_by") or "metric"))
 
 
 def _search(document: Document) -> Markup | None:
@@ -204,9 +183,9 @@ def _latency(document: Document) -> Markup | None:
     rows = document.get("latency")
     if not rows:
         return None
-    known = [row["ms"] for row in rows if _finite(row["ms"])]
+    known = [row["ms"] for row in rows if is_finite(row["ms"])]
     total, top = sum(known), max(known, default=0.0)
-    ordered = sorted(rows, key=lambda row: -row["ms"] if _finite(row["ms"]) else math.inf)
+    ordered = sorted(rows, key=lambda row: -row["ms"] if is_finite(row["ms"]) else math.inf)
     columns = [
         Column("operator"),
         Column("time"),
@@ -219,7 +198,7 @@ def _latency(document: Document) -> Markup | None:
             str(row["operator"]),
             Cell(bar(row["ms"], top), row["ms"]),
             number_cell(row["ms"], ".3f"),
-            number_cell(100 * row["ms"] / total if total and _finite(row["ms"]) else None, ".1f"),
+            number_cell(100 * row["ms"] / total if total and is_finite(row["ms"]) else None, ".1f"),
             number_cell(row.get("count"), ".0f"),
         ]
         for row in ordered
@@ -265,10 +244,6 @@ def _environment(document: Document) -> Markup | None:
     if document.get("checkpoint"):
         known = {"checkpoint": document["checkpoint"], **known}
     return facts((str(k), str(v)) for k, v in known.items() if v is not None) if known else None
-
-
-def _finite(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _sentence(text: Any, *, capital: bool = True) -> str:

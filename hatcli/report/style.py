@@ -5,11 +5,13 @@ STYLE = """
   color-scheme: light dark;
   --paper: #ffffff; --panel: #f4f6f8; --ink: #1b2127; --quiet: #56606b; --line: #d3d9df;
   --blue: #0b62ad; --bar: #4a8fd1; --red: #b3261e; --green: #1a6b34; --code: #eaeef2;
+  --orange: #a85400; --violet: #7b3fa0; --hit: #7db4e6; --miss: #f0a08a;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --paper: #14181d; --panel: #1c2229; --ink: #e7ebef; --quiet: #a5afba; --line: #3a434d;
     --blue: #7cbcf7; --bar: #4a8fd1; --red: #ff9b91; --green: #7fd19a; --code: #262d36;
+    --orange: #f0a860; --violet: #d3a6ee; --hit: #1f5a94; --miss: #8c3526;
   }
 }
 * { box-sizing: border-box; }
@@ -27,8 +29,7 @@ h3 .quiet { font-weight: normal; }
 p { margin: .5rem 0; max-width: 46rem; }
 a { color: var(--blue); }
 code, pre { font: .9em/1.45 ui-monospace, "Liberation Mono", monospace; unicode-bidi: isolate; }
-pre { background: var(--code); padding: .75rem; border-radius: 4px; white-space: pre-wrap;
-  max-width: 46rem; }
+pre { background: var(--code); padding: .75rem; border-radius: 4px; white-space: pre-wrap; }
 .quiet, caption, figcaption { color: var(--quiet); font-size: .875rem; }
 .verdict { font-size: 1.15rem; }
 .bad { color: var(--red); }
@@ -71,7 +72,46 @@ svg .axis { stroke: var(--quiet); stroke-width: 1; fill: none; }
 svg .bound { stroke: var(--red); stroke-width: 1.5; stroke-dasharray: 4 3; fill: none; }
 svg .dots { stroke: var(--blue); stroke-width: 3; stroke-linecap: round; stroke-opacity: .6;
   fill: none; }
+svg .grid { stroke: var(--line); stroke-width: 1; fill: none; }
+svg .mark { stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 2 3; fill: none; }
+svg .line { stroke-width: 2; stroke-linejoin: round; fill: none; }
+svg .knots { stroke-width: 5; stroke-linecap: round; fill: none; }
+.line-0 { stroke: var(--blue); } .line-1 { stroke: var(--orange); }
+.line-2 { stroke: var(--green); } .line-3 { stroke: var(--violet); }
+svg .line-1.line { stroke-dasharray: 7 3; } svg .line-2.line { stroke-dasharray: 2 3; }
+svg .line-3.line { stroke-dasharray: 9 3 2 3; }
+svg.key { display: inline-block; width: 1.6rem; height: .6rem; vertical-align: middle; }
+.keys { display: flex; flex-wrap: wrap; gap: .1rem 1rem; list-style: none; padding: 0;
+  margin: .25rem 0; font-size: .875rem; color: var(--quiet); }
+.keys li { white-space: nowrap; }
+.swatch { display: inline-block; width: .9rem; height: .9rem; margin-right: .35rem;
+  vertical-align: -.1rem; border: 1px solid var(--quiet); print-color-adjust: exact;
+  -webkit-print-color-adjust: exact; }
+.wide { overflow-x: auto; margin: .75rem 0; }
+.matrix { width: auto; font-size: .75rem; margin: 0; }
+.matrix th, .matrix td, .matrix tbody td:last-child { border: 0; padding: 0; min-width: 0; }
+.matrix tbody th { position: sticky; left: 0; background: var(--paper); padding-right: .5rem;
+  text-align: right; white-space: nowrap; vertical-align: middle; min-width: 0; }
+.matrix tbody td, .matrix tbody td:last-child { min-width: 2.3rem; width: 2.3rem;
+  height: 1.9rem; text-align: center; vertical-align: middle;
+  border: 1px solid var(--paper); print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.matrix thead th { font-size: .75rem; vertical-align: bottom; text-align: center;
+  color: var(--ink); }
+.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); padding-top: .3rem;
+  max-height: 9rem; display: inline-block; overflow-wrap: normal; }
+.matrix .hit { background: color-mix(in srgb, var(--hit) var(--share), var(--panel)); }
+.matrix .miss { background: color-mix(in srgb, var(--miss) var(--share), var(--panel)); }
+.matrix .none { background: repeating-linear-gradient(135deg, var(--panel) 0 3px,
+  var(--line) 3px 4px); }
+.gallery { display: grid; gap: 1rem 1.5rem; margin: .75rem 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr)); }
+.gallery figure, .triple figure { max-width: none; }
+.triple { display: grid; gap: .5rem; grid-template-columns: repeat(3, 1fr); margin: .25rem 0; }
+.gallery img, .triple img { display: block; width: 100%; height: auto; border-radius: 3px; }
+.gallery figure { max-width: 20rem; }
+details summary { cursor: pointer; color: var(--blue); padding: .25rem 0; }
 @media screen and (max-width: 46rem) {
+  .triple { grid-template-columns: 1fr; }
   table.stack, .stack tbody { display: block; }
   .stack caption, .stack thead { display: block; }
   .stack thead tr { display: flex; flex-wrap: wrap; gap: 0 1rem; }
@@ -97,6 +137,15 @@ svg .dots { stroke: var(--blue); stroke-width: 3; stroke-linecap: round; stroke-
   body { max-width: none; padding: 0; }
   h2 { margin-top: 1.2rem; }
   nav, button.more { display: none; }
+  details::details-content { content-visibility: visible; block-size: auto; opacity: 1; }
+  details summary { display: none; }
+  .wide { overflow: visible; }
+  .matrix { font-size: 7pt; }
+  .matrix tbody td, .matrix tbody td:last-child { min-width: 1.75rem; width: 1.75rem;
+    height: 1.5rem; }
+  .matrix tbody th { position: static; }
+  .triple img { max-height: 4.6cm; object-fit: contain; }
+  .gallery { grid-template-columns: repeat(4, 1fr); }
   thead { display: table-header-group; break-inside: avoid; }
   article, figure, tr { break-inside: avoid; }
   h2, h3, caption { break-after: avoid; }

@@ -47,3 +47,12 @@ schedule = {"type": "cosine", "warmup_epochs": 5}
 fit = {"precision": "auto", "channels_last": True}
 
 deploy = {"argmax": False, "shape": [1, 3, 224, 224]}
+
+# The original's: five epochs, at a rate for batch 1024 in all.
+steps = {
+    "qat": {
+        "epochs": 5,
+        "optim": {"type": "sgd", "lr": 1e-5, "momentum": 0.9, "weight_decay": 4e-5},
+        "schedule": {"type": "constant"},
+    }
+}

@@ -47,3 +47,12 @@ schedule = {"type": "cosine", "warmup_epochs": 5}
 fit = {"precision": "auto", "channels_last": True}
 
 deploy = {"argmax": False, "shape": [1, 3, 224, 224]}
+
+# The original's, at a rate for batch 512 in all.
+steps = {
+    "qat": {
+        "epochs": 30,
+        "optim": {"type": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 4e-5},
+        "schedule": {"type": "step", "milestones": [15, 25], "gamma": 0.1},
+    }
+}

@@ -1,0 +1,365 @@
+"""What is seen of a job that runs: on terminals wide and narrow, in logs, without Unicode."""
+
+import io
+import mmap
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from hatcli.cli import _drawing, _memory, _screen
+from hatcli.cli._encoding import NEAREST
+from hatcli.cli._line import BAR, Line, Pace, bar_text, rate_text, time_text
+from hatcli.errors import StoppedBySignal
+from hatcli.events import EpochDone, Note, Progress, StepDone, Warned
+
+JOB = """
+import sys, time
+from hatcli.cli._encoding import prepare_streams
+prepare_streams()
+from hatcli.cli import _screen
+from hatcli.events import Note, Progress
+def job():
+    yield Note("unet · step float, caf\\u00e9 \\u8857")
+    for done in range(41):
+        yield Progress("packing train", done, 40)
+        time.sleep(0.005)
+_screen.follow(job())
+_screen.say("mIoU 61.90 · done")
+"""
+
+
+def step(epoch, done, steps=10, epochs=4):
+    return StepDone(epoch, epochs, done, steps, 0.5, 0.01, 52.3)
+
+
+def epoch_done(number):
+    return EpochDone(number, 4, {"loss": 0.5}, {"mIoU": 60.0}, 0.01, 52.3, 9.0)
+
+
+def test_the_rate_is_that_of_what_was_done_while_watched():
+    pace = Pace()
+    assert pace.line(Progress("packing", 1000, 3000), 0.0).rate == ""  # went on from there
+    line = pace.line(Progress("packing", 1200, 3000), 10.0)
+    assert (line.rate, line.left) == ("20 images/s", "1:30 left")
+
+
+def test_a_rate_forgets_what_was_more_than_a_minute_ago():
+    pace = Pace()
+    for second in range(100):
+        pace.line(Progress("packing", second * 100, 100_000), float(second))
+    for second in range(100, 261):
+        line = pace.line(Progress("packing", 9900 + (second - 99), 100_000), float(second))
+    assert line.rate == "1 images/s"
+
+
+def test_another_activity_and_one_that_begins_again_have_a_rate_of_their_own():
+    pace = Pace()
+    pace.line(Progress("packing", 0, 100), 0.0)
+    assert pace.line(Progress("packing", 50, 100), 1.0).rate == "50 images/s"
+    assert pace.line(Progress("reading back", 99, 100), 2.0).rate == ""
+    assert pace.line(Progress("reading back", 3, 100), 4.0).rate == ""
+
+
+def test_nothing_is_left_of_what_is_done():
+    pace = Pace()
+    pace.line(Progress("packing", 0, 100), 0.0)
+    assert pace.line(Progress("packing", 100, 100), 4.0).left == ""
+
+
+def test_a_training_tells_the_time_of_all_epochs_with_their_validations():
+    pace = Pace()
+    assert pace.line(step(1, 5), 0.0).left == ""
+    pace.line(Progress("validating", 26, 26), 50.0)
+    line = pace.line(step(2, 5), 100.0)  # one epoch in 100 s; two and a half are left
+    assert line.left == "4:10 left"
+    assert (line.activity, line.rate, line.detail) == ("epoch 2/4", "52.3 images/s", "loss 0.5")
+
+
+def test_a_second_training_starts_anew():
+    pace = Pace()
+    pace.line(step(4, 10), 0.0)
+    assert pace.line(step(1, 1), 1000.0).left == ""
+
+
+FULL = Line("packing train", 1234, 2975, "55.1 images/s", "0:31 left", "berlin_000123",
+            ("1.2 GB", "GPU 10.3/79.2 GB"))  # fmt: skip
+
+
+def test_a_line_fits_into_any_width():
+    for width in range(4, 140):
+        before, length, after = FULL.fitted(width)
+        used = len(before) + len(after) + 1 + (length + 1 if length else 0)
+        assert used <= max(width, len(after) + 1)
+        assert length == 0 or BAR[0] <= length <= BAR[1]
+
+
+def test_what_tells_least_is_left_out_first():
+    kept = [FULL.fitted(width)[2] for width in range(140, 20, -1)]
+    tails = list(dict.fromkeys(kept))
+    assert [tail.split("  ")[1:] for tail in tails] == [
+        ["55.1 images/s", "0:31 left", "berlin_000123", "1.2 GB", "GPU 10.3/79.2 GB"],
+        ["55.1 images/s", "0:31 left", "berlin_000123", "GPU 10.3/79.2 GB"],
+        ["55.1 images/s", "0:31 left", "berlin_000123"],
+        ["55.1 images/s", "0:31 left"],
+        ["0:31 left"],
+    ]
+    assert all(tail.startswith("1234/2975") for tail in tails)
+
+
+def test_at_80_columns_a_training_shows_all_it_has():
+    line = Line(
+        "epoch 12/100", 120, 185, "52.3 images/s", "3:12:40 left", "loss 0.5123", ("2.1 GB",)
+    )
+    tail = "120/185  52.3 images/s  3:12:40 left  loss 0.5123  2.1 GB"
+    assert line.fitted(79) == ("epoch 12/100", 8, tail)
+
+
+@pytest.mark.parametrize("is_ascii", [True, False])
+def test_a_bar_tells_what_is_done_without_colours(is_ascii):
+    assert bar_text(1, 4, 12, is_ascii=is_ascii)[0] in ("###", "━━━")
+    for done, total in ((0, 0), (0, 7), (3, 7), (7, 7), (9, 7), (-1, 7)):
+        full, rest = bar_text(done, total, 12, is_ascii=is_ascii)
+        assert len(full + rest) == 12
+        assert not set(full) & set(rest)
+        assert (full + rest).isascii() == is_ascii
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0:00"), (59.6, "1:00"), (725, "12:05"), (11525, "3:12:05"), (187300, "2d 04h")],
+)
+def test_times_are_short(seconds, text):
+    assert time_text(seconds) == text
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0.034, "0.034"), (55.12, "55.1"), (1234.5, "1234")])
+def test_rates_have_three_digits(rate, text):
+    assert rate_text(rate) == text
+
+
+def test_the_memory_grows_by_what_is_taken_here_and_by_a_child():
+    before = _memory.resident_bytes()
+    block = mmap.mmap(-1, 41_000_000)  # fresh pages, whatever the heap has left over
+    block.write(os.urandom(1000) * 41_000)
+    assert _memory.resident_bytes() - before > 30e6
+    code = "b = bytearray(b'x') * 60_000_000; print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        child.stdout.readline()
+        assert _memory.resident_bytes() - before > 90e6
+        child.communicate(b"\n")
+    assert _memory.resident_bytes(2**22 + 1) is None
+    block.close()
+
+
+@pytest.mark.parametrize(("count", "text"), [(87e6, "87 MB"), (1.24e9, "1.2 GB"), (0, "0 MB")])
+def test_sizes_are_short(count, text):
+    assert _memory.size_text(count) == text
+
+
+def test_a_gpu_in_use_is_told(monkeypatch):
+    class Cuda:
+        is_initialized = staticmethod(lambda: True)
+        mem_get_info = staticmethod(lambda: (60e9, 80e9))
+        memory_reserved = staticmethod(lambda: 10.34e9)
+
+    monkeypatch.setitem(sys.modules, "torch", type("torch", (), {"cuda": Cuda}))
+    assert _memory.memory_texts()[-1] == "GPU 10.3/80.0 GB"
+
+
+def plain(events, capsys, monkeypatch, seconds=0.0):
+    """What a log gets of events that come so many seconds apart."""
+    now = [0.0]
+    monkeypatch.setattr(_drawing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_drawing, "memory_texts", lambda: ["87 MB"])
+    with _drawing.PlainLines() as lines:
+        for event in events:
+            lines.show(event)
+            now[0] += seconds
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_log_gets_a_line_every_ten_seconds(capsys, monkeypatch):
+    events = [Progress("packing", done, 101) for done in range(1, 101)]
+    found = plain(events, capsys, monkeypatch, seconds=1.0)
+    assert len(found) == 9
+    assert found[0] == "packing: 11/101 images  1 images/s  1:30 left  87 MB"
+
+
+def test_a_log_is_not_flooded_by_what_is_done_again_and_again(capsys, monkeypatch):
+    events = []
+    for number in range(1, 5):
+        events += [Progress("validating", done, 3) for done in range(4)] + [epoch_done(number)]
+    found = plain(events, capsys, monkeypatch, seconds=0.1)
+    assert [line.split()[0] for line in found] == ["validating:", "epoch", "1", "2", "3", "4"]
+
+
+def test_a_log_of_a_training_tells_rate_and_time_left_once_each(capsys, monkeypatch):
+    found = plain([step(1, n) for n in range(1, 11)], capsys, monkeypatch, seconds=5.0)
+    assert found[0] == "epoch 1/4  step 3/10  loss 0.5  52.3 images/s  3:05 left  87 MB"
+
+
+def bars(events, width, monkeypatch, encoding="utf-8"):
+    """What a terminal gets; a clock makes every event worth drawing."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    console = Console(file=file, force_terminal=True, width=width, soft_wrap=True, highlight=False)
+    monkeypatch.setattr(_drawing, "memory_texts", lambda: ["87 MB"])
+    monkeypatch.setattr(_drawing, "DRAW_EVERY_S", 0.0)
+    with _drawing.Bars(console) as drawing:
+        for event in events:
+            drawing.show(event)
+    file.seek(0)
+    return file.buffer.getvalue().decode(encoding)
+
+
+def visible(text):
+    """The lines of a terminal's output without its control sequences."""
+    import re
+
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").split("\n")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120])
+def test_no_line_of_progress_is_as_wide_as_the_terminal(width, monkeypatch):
+    events = [
+        Progress("verifying 数据_lmdb of a long name", n, 3000, detail="x" * 9) for n in range(9)
+    ]
+    drawn = visible(bars(events, width, monkeypatch))
+    from rich.cells import cell_len
+
+    assert max(map(cell_len, drawn)) == min(width - 1, max(map(cell_len, drawn)))
+    assert any("8/3000" in line for line in drawn)
+
+
+def test_lines_that_stay_stand_above_and_markup_is_text(monkeypatch):
+    events = [Note("run folder: [x]/<y>"), step(1, 1), Warned("odd [bold]"), epoch_done(1)]
+    drawn = visible(bars(events, 80, monkeypatch))
+    for line in ("run folder: [x]/<y>", "warning: odd [bold]", str(epoch_done(1))):
+        assert line in drawn
+
+
+def test_a_finished_activity_gives_way_to_the_clock(monkeypatch):
+    monkeypatch.setattr(_drawing, "TICK_S", 0.01)
+    monkeypatch.setattr(_drawing, "memory_texts", lambda: ["87 MB"])
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with _drawing.Bars(console) as drawing:
+        drawing.show(Progress("evaluating", 26, 26))
+        drawing.show(Note("exporting"))
+        time.sleep(0.1)
+    assert "... 0:00  87 MB" in visible(console.file.getvalue())
+
+
+def test_a_terminal_that_goes_away_ends_no_job(monkeypatch):
+    class Gone(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            if "b" in self.getvalue():
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    monkeypatch.setattr(_screen, "err", Console(file=Gone(), force_terminal=True, width=80))
+
+    def job():
+        for done in range(5):
+            yield Note("b")
+            yield Progress("c", done, 4)
+        return 5
+
+    assert _screen.follow(job()) == 5
+
+
+def test_a_signal_while_an_event_is_drawn_goes_to_the_job(monkeypatch):
+    def interrupted(self, event):
+        if isinstance(event, Note) and event.text == "now":
+            raise StoppedBySignal(2, "stopped")
+
+    monkeypatch.setattr(_drawing.PlainLines, "show", interrupted)
+    saved = []
+
+    def job():
+        try:
+            yield Note("now")
+        except StoppedBySignal:
+            saved.append(True)
+            yield Note("saving")
+        return 7
+
+    assert _screen.follow(job()) == 7
+    assert saved == [True]
+
+
+def run_piped(**environment):
+    done = subprocess.run(
+        [sys.executable, "-c", JOB],
+        capture_output=True,
+        env={**os.environ, "PYTHONUTF8": "0", **environment},
+        check=True,
+    )
+    return done.stdout, done.stderr
+
+
+def run_in_terminal(**environment):
+    """All that a terminal of 80 columns gets."""
+    leader, follower = pty.openpty()
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("LC_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOB],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env={**clean, "COLUMNS": "80", "TERM": "xterm", "LANG": "C.UTF-8", **environment},
+    )
+    os.close(follower)
+    parts = []
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        parts.append(part)
+    os.close(leader)
+    assert process.wait() == 0
+    return b"".join(parts)
+
+
+def test_a_pipe_gets_no_control_codes_even_where_colours_are_forced():
+    out, err = run_piped(FORCE_COLOR="1")
+    assert b"\x1b" not in out + err
+    assert err.decode().splitlines()[-1].startswith("packing train: 40/40 images")
+    assert out.decode() == "mIoU 61.90 · done\n"
+
+
+def test_an_ascii_pipe_gets_the_nearest_signs():
+    out, err = run_piped(PYTHONIOENCODING="ascii")
+    assert out == b"mIoU 61.90 - done\n"
+    assert err.splitlines()[0] == b"unet - step float, caf\\xe9 \\u8857"
+
+
+@pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, {"TERM": "dumb"}], ids=str)
+def test_a_plain_terminal_gets_ascii(environment):
+    shown = run_in_terminal(**environment)
+    assert shown.isascii()
+    assert b"unet - step float" in shown
+    assert (b"\x1b" in shown) == ("LC_ALL" in environment)  # a dumb one can't move its cursor
+
+
+def test_no_color_means_none():
+    shown = run_in_terminal(NO_COLOR="1")
+    assert b"\x1b[36m" not in shown
+    assert b"m" not in [part[-1:] for part in shown.split(b"\x1b[")[1:] if part[:-1].isdigit()]
+    assert "━" in shown.decode()
+    assert b"\x1b[36m" in run_in_terminal()
+
+
+def test_every_sign_has_an_ascii_neighbour():
+    assert all(not sign.isascii() and near.isascii() for sign, near in NEAREST.items())
