@@ -34,10 +34,10 @@ def test_a_config_does_not_differ_from_itself(name):
 
 def test_only_what_differs_is_listed_by_the_path_that_an_override_takes():
     config = load_config("unet")
-    other = config.with_overrides(["optim.lr=0.5", "train.transforms.1.height=64", "epochs=3"])
+    other = config.with_overrides(["optim.lr=0.5", "train.transforms.0.height=64", "epochs=3"])
     rows = differences(config, other)
     assert [(row.key, row.first, row.second) for row in rows] == [
-        ("train.transforms.1.height", 1024, 64),
+        ("train.transforms.0.height", 1024, 64),
         ("optim.lr", 0.01, 0.5),
         ("epochs", 300, 3),
     ]

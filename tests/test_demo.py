@@ -8,7 +8,7 @@ from hatcli.cli import run
 
 SMALL = ["--train", "8", "--val", "2", "epochs=1", "schedule.warmup_epochs=0"]
 SMALL += ["steps.qat.epochs=1", "quantize.images=4"]
-SMALL += ["train.num_workers=0", "train.transforms.1.height=64", "train.transforms.1.width=64"]
+SMALL += ["train.num_workers=0", "train.transforms.0.height=64", "train.transforms.0.width=64"]
 
 
 def test_the_demo_goes_from_nothing_to_integers_in_onnx(tmp_path, monkeypatch, capsys):

@@ -12,9 +12,7 @@ model = {"type": "unet", "num_classes": 19, "alpha": 0.25, "upsample": "bilinear
 train = {
     "dataset": {"type": "Cityscapes", "path": "train_lmdb"},
     "transforms": [
-        {"type": "RandomScale", "low": 0.75, "high": 1.5},
-        {"type": "RandomCrop", "height": 192, "width": 256},
-        {"type": "RandomFlip"},
+        {"type": "RandomScaleCropFlip", "height": 192, "width": 256, "low": 0.75, "high": 1.5},
         {"type": "ColorJitter", "brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
     ],
     "batch_size": 4,

@@ -13,8 +13,7 @@ model = {"type": "unet", "num_classes": 19, "alpha": 0.25, "upsample": "bilinear
 train = {
     "dataset": {"type": "Cityscapes", "path": "train_lmdb"},
     "transforms": [
-        {"type": "RandomScale", "low": 0.5, "high": 2.0},
-        {"type": "RandomCrop", "height": 1024, "width": 2048},
+        {"type": "RandomScaleCropFlip", "height": 1024, "width": 2048, "flip": 0.0},
     ],
     "batch_size": 4,
     "num_workers": 2,

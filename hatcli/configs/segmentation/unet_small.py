@@ -10,9 +10,7 @@ model = {"type": "unet", "num_classes": 19, "alpha": 0.25, "upsample": "bilinear
 train = {
     "dataset": {"type": "Cityscapes", "path": "train_lmdb"},
     "transforms": [
-        {"type": "RandomScale", "low": 0.5, "high": 2.0},
-        {"type": "RandomCrop", "height": 320, "width": 384},
-        {"type": "RandomFlip"},
+        {"type": "RandomScaleCropFlip", "height": 320, "width": 384},
         {"type": "ColorJitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3},
     ],
     "batch_size": 4,
