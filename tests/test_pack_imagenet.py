@@ -39,7 +39,7 @@ from hatcli.data.packers.imagenet import imagenet
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import DataError, StoppedBySignal
 from hatcli.events import Progress, Warned
-from hatcli.recipes.pack import pack
+from hatcli.recipes.pack import Settings, _count_workers, pack
 
 
 @pytest.fixture
@@ -366,3 +366,11 @@ def test_an_id_of_ilsvrc_is_not_an_index(source):
     packed = samples(pack_imagenet(source, "val"))
     assert [sample["label"] for sample in packed] == [WNIDS.index(w) for w in reversed(shown)]
     assert (source / VAL_TAR).exists()
+
+
+def test_workers_are_started_for_pixels_and_not_for_copies(source):
+    def workers(**options):
+        return _count_workers(Settings(), imagenet(source, "train", **options), missing=1000)
+
+    assert workers(check="none") == workers(check="header") == 0
+    assert workers() == workers(check="none", image_format="raw") > 0

@@ -129,7 +129,8 @@ def _pack(
             "--num-workers",
             "-j",
             metavar="N",
-            help="Processes, 0 for none; one a core unless given. The pack doesn't depend on it.",
+            help="Processes, 0 for none; one a core unless given, and none where bytes are only "
+            "copied. The pack doesn't depend on it.",
         ),
     ] = None,
     pack_type: Annotated[

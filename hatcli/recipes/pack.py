@@ -37,7 +37,8 @@ class Settings:
     """How a pack is made; nothing of this changes what is in it.
 
     Attributes:
-        num_workers: processes that make records; 0 for this one, None for one a core.
+        num_workers: processes that make records; 0 for this one, None for one a core, or none where
+            bytes are only copied.
         pack_type: the container, one of `container.PACK_TYPES`.
         on_error: "fail", or "quarantine" to leave damaged samples out.
         max_quarantine: share of the samples that may be left out; one may be in any case.
@@ -203,7 +204,7 @@ def _fill(
             f"{draft.partial}: an earlier run left {len(draft.left_out)} samples out",
             "go on with --on-error quarantine, or begin anew with --restart",
         )
-    workers = _count_workers(settings, missing)
+    workers = _count_workers(settings, packer, missing)
     try:
         for made in make_records(
             packer,
@@ -248,11 +249,20 @@ def _leave_out(
     draft.leave_out({"index": draft.next, "name": refused.name, "error": error})
 
 
-def _count_workers(settings: Settings, missing: int) -> int:
+def _count_workers(settings: Settings, packer: Packer, missing: int) -> int:
     if settings.num_workers is not None:
         return settings.num_workers
+    if _only_copies(packer):  # handing over what was read costs more than reading it
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return min(cores, _MOST_DEFAULT_WORKERS) if missing >= _FEW_SAMPLES else 0
+
+
+def _only_copies(packer: Packer) -> bool:
+    """Whether samples are stored as they are read, without a look at their pixels."""
+    compressed = any(field.get("codec") in ("zstd", "strips") for field in packer.fields.values())
+    keeps_bytes = packer.options.get("image_format") == "source"
+    return keeps_bytes and packer.options.get("check") in ("none", "header") and not compressed
 
 
 def _remarks_on_place(target: Path, pack_type: str) -> list[str]:
