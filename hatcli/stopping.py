@@ -28,11 +28,14 @@ class Uninterrupted:
 
     def __init__(self) -> None:
         self._depth = 0
-        self._asked = 0
+        self._asked = self._last = 0
         self._first_at: float | None = None
         self._is_together = self._is_leaving = False
 
     def __enter__(self) -> None:
+        if self._last and not self._depth:
+            # Python drops what is raised within a destructor or a callback of its own.
+            raise self._stop(self._last)
         self._depth += 1
 
     def __exit__(
@@ -102,11 +105,14 @@ class Uninterrupted:
 
     def reset(self) -> None:
         """Forget what was asked: another job begins."""
-        self._depth, self._asked, self._first_at = 0, 0, None
+        self._depth, self._asked, self._last, self._first_at = 0, 0, 0, None
         self._is_together = self._is_leaving = False
 
     def _take(self) -> StoppedBySignal:
-        number, self._asked = self._asked, 0
+        self._last, self._asked = self._asked, 0
+        return self._stop(self._last)
+
+    def _stop(self, number: int) -> StoppedBySignal:
         return StoppedBySignal(number, f"stopped by {signal.Signals(number).name}")
 
 

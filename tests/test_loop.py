@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import math
 import random
@@ -14,8 +15,9 @@ from hatcli.engine.evaluation import evaluate
 from hatcli.engine.loop import fit
 from hatcli.engine.random_state import seed_step
 from hatcli.engine.training import FitSettings, Training
-from hatcli.errors import DataError, HatError
+from hatcli.errors import DataError, HatError, StoppedBySignal
 from hatcli.events import EpochDone, Event, Progress, StepDone
+from hatcli.stopping import uninterrupted
 
 
 class Blobs:
@@ -390,3 +392,12 @@ def test_the_cosine_is_half_way_down_at_half_time():
     schedule = SCHEDULES.build({"type": "cosine", "final": 0.2}, steps_per_epoch=10, epochs=2)
     assert schedule(10) == pytest.approx(0.6)
     assert schedule(20) == pytest.approx(0.2)
+
+
+def test_a_signal_whose_exception_got_lost_stops_at_the_next_step():
+    uninterrupted.reset()
+    with contextlib.suppress(StoppedBySignal):  # as Python does for a destructor
+        uninterrupted.ask(15)
+    with pytest.raises(StoppedBySignal, match="SIGTERM"):
+        run(new_training(), 1)
+    uninterrupted.reset()

@@ -363,3 +363,42 @@ def test_no_color_means_none():
 
 def test_every_sign_has_an_ascii_neighbour():
     assert all(not sign.isascii() and near.isascii() for sign, near in NEAREST.items())
+
+
+@pytest.mark.parametrize("place", ["drawing", "between"])
+def test_a_signal_outside_the_job_goes_to_the_job_which_saves(place, monkeypatch):
+    saved = []
+
+    def job():
+        try:
+            yield Note("one")
+            yield Note("two")
+        except StoppedBySignal:
+            saved.append(True)
+            raise StoppedBySignal(15, "saved") from None
+
+    class Interrupted:
+        """Raises while an event is drawn, or just before the next one is asked for."""
+
+        def __init__(self, generator):
+            self._generator, self._calls = generator, 0
+            self.throw = generator.throw
+
+        @property
+        def gi_frame(self):
+            return self._generator.gi_frame
+
+        def __next__(self):
+            self._calls += 1
+            if place == "between" and self._calls == 2:
+                raise StoppedBySignal(15, "stopped by SIGTERM")
+            return next(self._generator)
+
+    def show(_self, event):
+        if place == "drawing":
+            raise StoppedBySignal(15, "stopped by SIGTERM")
+
+    monkeypatch.setattr(_drawing.PlainLines, "show", show)
+    with pytest.raises(StoppedBySignal, match="saved"):
+        _screen.follow(Interrupted(job()))
+    assert saved == [True]

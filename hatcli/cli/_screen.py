@@ -16,7 +16,7 @@ from rich.table import Table
 
 from hatcli.cli._drawing import Bars, PlainLines, Silence
 from hatcli.errors import StoppedBySignal
-from hatcli.events import Job, headline
+from hatcli.events import Event, Job, headline
 
 T = TypeVar("T")
 
@@ -30,26 +30,37 @@ def follow(job: Job[T]) -> T:
     A signal that comes while an event is drawn goes to the recipe, which saves what it has. A
     stderr that is closed or full silences the drawing and doesn't end the recipe.
     """
-    drawing: Silence | Bars | PlainLines = PlainLines()
-    if err.quiet:
-        drawing = Silence()
-    elif err.file.isatty() and err.is_interactive:  # FORCE_COLOR makes a terminal of a pipe
-        drawing = Bars(err)
+    event: Event | None = None
+    drawing = _drawing()
     with drawing:
-        try:
-            event = next(job)
-            while True:
+        while True:
+            try:
                 try:
-                    drawing.show(event)
+                    if event is not None:
+                        drawing.show(event)
+                    event = next(job)
                 except StoppedBySignal as stop:
+                    _raise_own(job, stop)
                     event = job.throw(stop)
-                except OSError:  # nobody reads it any more; a long job has its log in a file
-                    drawing = Silence()
-                    event = next(job)
-                else:
-                    event = next(job)
-        except StopIteration as finished:
-            return finished.value
+                except OSError as error:  # nobody reads it; a long job has a log
+                    _raise_own(job, error)
+                    drawing, event = Silence(), None
+            except StopIteration as finished:
+                return finished.value
+
+
+def _drawing() -> "Silence | Bars | PlainLines":
+    if err.quiet:
+        return Silence()
+    if err.file.isatty() and err.is_interactive:  # FORCE_COLOR makes a terminal of a pipe
+        return Bars(err)
+    return PlainLines()
+
+
+def _raise_own(job: Job[Any], error: Exception) -> None:
+    """Raise what came out of a job, which is over by it; not what came while it stood still."""
+    if getattr(job, "gi_frame", None) is None:
+        raise error
 
 
 def be_silent() -> None:

@@ -1,6 +1,5 @@
 """The step qat: the training of a quantized model, in the same loop as that of a float one."""
 
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from hatcli.engine.device import pick_device
 from hatcli.engine.distributed import from_main
 from hatcli.engine.training import Training
 from hatcli.errors import ConfigError
-from hatcli.events import EpochDone, Job, Note, Warned
+from hatcli.events import Job, Note, Warned
 from hatcli.losses.distillation import Distilled
 from hatcli.quantize.layers import QuantConv2d
 from hatcli.quantize.prepare import prepare
@@ -101,9 +100,9 @@ def train_qat(
         lineage=origin.lineage,
         content=lambda: {"batch_norm": "kept" if _has_norms(training.model) else "folded"},
         notes=tuple(_notes(config, qat, origin.name)),
+        between_epochs=lambda: _freeze_after(training, qat.freeze_after),
     )
-    job = train(bench, train_set, start, out=out, resume=resume, command=command)
-    result = yield from _freezing(job, training, qat.freeze_after)
+    result = yield from train(bench, train_set, start, out=out, resume=resume, command=command)
     yield from _comparison(result)
     return result
 
@@ -159,18 +158,10 @@ def _notes(config: Config, qat: QatSpec, origin: Path) -> list[Note]:
     return notes
 
 
-def _freezing(job: Job[StepResult], training: Training, after: int) -> Job[StepResult]:
-    """Pass a training's events on; fold its batch norms when that many epochs are saved."""
-    with closing(job):
-        while True:
-            try:
-                event = next(job)
-            except StopIteration as finished:
-                return finished.value
-            is_between_epochs = isinstance(event, Note | EpochDone)
-            if is_between_epochs and training.epoch >= after and _has_norms(training.model):
-                _freeze(training)
-            yield event
+def _freeze_after(training: Training, epochs: int) -> None:
+    """Fold the batch norms when that many epochs are over."""
+    if training.epoch >= epochs and _has_norms(training.model):
+        _freeze(training)
 
 
 def _freeze(training: Training) -> None:

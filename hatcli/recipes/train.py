@@ -84,6 +84,7 @@ class Start:
         lineage: of the steps before this one.
         content: what a checkpoint holds beside the usual.
         notes: what a reader of the log should know first.
+        between_epochs: changes the model, before the first epoch and when one is saved.
     """
 
     step: str
@@ -96,6 +97,7 @@ class Start:
     lineage: list[dict[str, Any]] = field(default_factory=list)
     content: Callable[[], dict[str, Any]] = dict
     notes: tuple[Event, ...] = ()
+    between_epochs: Callable[[], None] = lambda: None
 
 
 def train_float(
@@ -183,6 +185,7 @@ def train(
                 ),
             )
             run.forget_after(training.epoch)
+        start.between_epochs()
         details = _details(config, start, (train_set, bench.val_set))
         yield from recorded(run, announcement(bench, start.step, run, details, train_set))
         yield from recorded(run, start.notes)
@@ -220,6 +223,7 @@ def _recorded_and_kept(
             if isinstance(event, EpochDone):
                 kept = keeper.keep(event.val, is_best=event.is_best, extra=start.content())
                 yield from recorded(run, kept)
+                start.between_epochs()
             elif isinstance(event, StepDone) and _is_saved(event, settings):
                 yield from recorded(run, keeper.keep(extra=start.content()))
             yield event
