@@ -63,12 +63,22 @@ def steps_logged(root: str) -> int:
     return sum(log.read_text().count("  step ") for log in Path(root).rglob("train.log"))
 
 
-def kill_until_done(command: list[str], root: str, kills: int, seed: int) -> None:
-    """Kill a training that many times, each a moment after one or more new steps."""
+def kill_until_done(
+    command: list[str], root: str, kills: int, seed: int, only_first: tuple[str, ...] = ()
+) -> None:
+    """Kill a training that many times, each a moment after one or more new steps.
+
+    Args:
+        only_first: words of the command that a resumed run doesn't take.
+    """
+
+    def next_run() -> Command:
+        has_checkpoint = bool(list(Path(root).rglob("*-last.pth.tar")))
+        return Command(*command, *(["--resume"] if has_checkpoint else only_first))
+
     rng = random.Random(seed)
     for number in range(kills):
-        has_checkpoint = bool(list(Path(root).rglob("*-last.pth.tar")))
-        job = Command(*command, *(["--resume"] if has_checkpoint else []))
+        job = next_run()
         aim = steps_logged(root) + 1 + rng.randrange(2)
         if not job.wait_for(lambda aim=aim: steps_logged(root) >= aim):
             assert job.exit_code() == 0, job.errors
@@ -76,8 +86,7 @@ def kill_until_done(command: list[str], root: str, kills: int, seed: int) -> Non
             break
         time.sleep(rng.random() * 0.05)
         job.kill()
-    has_checkpoint = bool(list(Path(root).rglob("*-last.pth.tar")))
-    job = Command(*command, *(["--resume"] if has_checkpoint else []))
+    job = next_run()
     assert job.exit_code() == 0, job.errors
 
 
@@ -98,6 +107,24 @@ def test_a_run_killed_anywhere_ends_with_the_same_state(config, whole, workers, 
     (metrics,) = Path("killed").rglob("metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(2, 1), pytest.param(0, 8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch_norm", ["folded", pytest.param("kept", marks=pytest.mark.slow)])
+def test_a_qat_run_killed_anywhere_ends_with_the_same_state(config, workers, kills, batch_norm):
+    norms = [f"quantize.qat.batch_norm={batch_norm}", "quantize.qat.freeze_after=1"]
+    assert run(["train", config, "epochs=1"]) == 0
+    assert run(["train", config, "--step", "calibration", "quantize.images=4"]) == 0
+    (start,) = Path("runs").rglob("calibration-checkpoint-best.pth.tar")
+    begin = ("--ckpt", str(start))
+    command = ["train", config, "--step", "qat", *SETTINGS, *norms, "quantize.images=4"]
+    if batch_norm == "kept":
+        command.remove("fit.ema_decay=0.9")
+    assert run([*command, *begin, "--out", "whole"]) == 0
+    command += [f"train.num_workers={workers}", "--out", "killed"]
+    kill_until_done(command, "killed", kills, seed=kills, only_first=begin)
+    whole, killed = (load_checkpoint(last_in(folder, "qat")) for folder in ("whole", "killed"))
+    assert same_state(whole, killed) == []
 
 
 @pytest.mark.parametrize(

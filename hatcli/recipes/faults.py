@@ -12,6 +12,7 @@ _CPU_TEXTS = (
     "DefaultCPUAllocator",
     "could not create a memory",  # oneDNN's words for its workspace
     "bad_alloc",
+    "Cannot allocate memory",
 )
 
 
