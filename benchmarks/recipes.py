@@ -24,18 +24,18 @@ from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.recipes.check import check_config
 from hatcli.recipes.train import train_float
 
-CROP = {"unet": (1, 320, 384), "unet_augmented": (0, 320, 384)}
+RECIPES = ("unet", "unet_augmented")
+CROP = (320, 384)
 MEASURED_EPOCHS = 2
 
 
 def settings(name: str, data: Path, epochs: int, seed: int, changes: list[str]) -> Config:
     """The recipe at the size of the data, with its schedule fitted to the epochs."""
-    position, height, width = CROP[name]
     base = load_config(name)
     texts = [
         f"data_rootdir={data.resolve()}", f"epochs={epochs}", f"seed={seed}",
-        f"train.transforms.{position}.height={height}",
-        f"train.transforms.{position}.width={width}",
+        f"train.transforms.0.height={CROP[0]}",
+        f"train.transforms.0.width={CROP[1]}",
         "train.batch_size=4", "train.num_workers=0", "val.num_workers=0",
         f"fit.val_every={epochs}",
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seconds", type=float, default=2400)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipes", nargs="+", default=list(CROP))
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
     arguments, changes = parser.parse_known_args()
     torch.set_num_threads(1)
     means = {}
