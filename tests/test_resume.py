@@ -132,10 +132,10 @@ def test_a_qat_run_killed_anywhere_ends_with_the_same_state(config, workers, kil
     [
         (signal.SIGTERM, True),
         (signal.SIGINT, False),
+        (signal.SIGHUP, True),
         pytest.param(signal.SIGHUP, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(config, whole, number, to_group):

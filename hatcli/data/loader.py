@@ -338,6 +338,7 @@ def _prepare_worker(_worker: int) -> None:
     """Ctrl-C reaches the whole group; only the main process is to answer it, and then ends us."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.excepthook = _forgive_a_lost_peer
 
 
