@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hatcli.data.packs.digest import ContentDigest
 
 if TYPE_CHECKING:
-    from hatcli.data.packs.container import Writer
+    from hatcli.data.packs.protocol import Writer
 
 
 class BackgroundWriter:

@@ -11,7 +11,7 @@ from hatcli.data.packs.meta import META_KEY, unseal_map
 from hatcli.errors import DataError, PackError, UsageError
 
 if TYPE_CHECKING:
-    from hatcli.data.packs.container import Reader
+    from hatcli.data.packs.protocol import Reader
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from hatcli.data.packs.codec import decode
-from hatcli.data.packs.container import Order, Reader, open_reader
+from hatcli.data.packs.container import open_reader
 from hatcli.data.packs.frame import unseal
 from hatcli.data.packs.joined_reader import shard_entries
 from hatcli.data.packs.meta import (
@@ -20,6 +20,7 @@ from hatcli.data.packs.meta import (
     sample_key,
     unseal_map,
 )
+from hatcli.data.packs.protocol import Order, Reader
 from hatcli.errors import DataError, PackError
 
 T = TypeVar("T")
