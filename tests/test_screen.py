@@ -24,7 +24,7 @@ prepare_streams()
 from hatcli.cli import _screen
 from hatcli.events import Note, Progress
 def job():
-    yield Note("unet · step float, caf\\u00e9 \\u8857")
+    yield Note("unet · step float, \\u00e9t\\u00e9 \\u8857")
     for done in range(41):
         yield Progress("packing train", done, 40)
         time.sleep(0.005)
@@ -342,7 +342,7 @@ def test_a_pipe_gets_no_control_codes_even_where_colours_are_forced():
 def test_an_ascii_pipe_gets_the_nearest_signs():
     out, err = run_piped(PYTHONIOENCODING="ascii")
     assert out == b"mIoU 61.90 - done\n"
-    assert err.splitlines()[0] == b"unet - step float, caf\\xe9 \\u8857"
+    assert err.splitlines()[0] == b"unet - step float, \\xe9t\\xe9 \\u8857"
 
 
 @pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, {"TERM": "dumb"}], ids=str)
