@@ -155,12 +155,25 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(config, whole, n
         assert same_state(whole, load_checkpoint(last_in("stopped"))) == []
 
 
-def test_a_signal_in_validation_saves_the_whole_epoch(config, whole):
-    command = ["train", config, *SETTINGS, "val.batch_size=1", "--out", "stopped"]
-    job = Command(*command)
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [
+        (signal.SIGTERM, True),
+        *[
+            pytest.param(number, to_group, marks=pytest.mark.slow)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            for to_group in (True, False)
+            if (number, to_group) != (signal.SIGTERM, True)
+        ],
+    ],
+)
+def test_a_signal_in_validation_saves_the_whole_epoch(config, whole, number, to_group):
+    command = ["train", config, *SETTINGS, "val.batch_size=1", "val.num_workers=2"]
+    job = Command(*command, "--out", "stopped")
     assert job.wait_for(lambda: steps_logged("stopped") >= 3)
-    job.send(signal.SIGTERM)
-    assert job.exit_code() == 143, job.errors
+    job.send(number, to_group=to_group)
+    assert job.exit_code() == 128 + number, job.errors
+    assert "Traceback" not in job.errors
     content = load_checkpoint(last_in("stopped"))
     assert (content["epoch"], content["samples"]) in {(0, 6), (1, 0), (1, 2)}
     assert Command("train", config, "--resume", "--out", "stopped").exit_code() == 0
