@@ -143,6 +143,8 @@ def stop_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if uninterrupted.is_leaving else handler)
+        if not uninterrupted.is_leaving:
+            uninterrupted.reset()
 
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None:
