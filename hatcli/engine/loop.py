@@ -75,32 +75,12 @@ def fit(
         StoppedBySignal: of several processes one was asked to stop: on all, behind the same step.
     """
     step = Stepper(training, settings, loss=loss, prepare=prepare, forward=forward, teacher=teacher)
-    samples_a_step = batches.samples_a_batch * settings.accumulate
-    steps = len(batches) // settings.accumulate
-    meter, device, process = training.meter, training.device, batches.process
+    meter = training.meter
     meter.processes = processes()
     while training.epoch < settings.epochs:
         epoch, started = training.epoch, time.perf_counter()
-        _start_epoch(training, settings, process, forward)
-        done = training.samples // samples_a_step
-        stream = batches.epoch(epoch, training.samples) if done < steps else iter(())
-        stream = prefetched(stream, device)
-        for number, group in enumerate(grouped(stream, settings.accumulate), start=done + 1):
-            report = None
-            with uninterrupted:
-                seed_step(settings.seed, epoch, training.samples, process, device)
-                value = step(group, schedule(epoch * steps + number - 1))
-                training.samples += samples_a_step
-                if value is not None:
-                    meter.add(value, names_of(group))
-                if _is_due(number, steps, settings):
-                    report = meter.report(epoch + 1, settings.epochs, number, steps, training.lr)
-                if isinstance(forward, DataParallel) and (report or device.type == "cpu"):
-                    forward.stop_if_asked()
-            if report is not None:
-                yield report
-            if number == steps:
-                break
+        _start_epoch(training, settings, batches.process, forward)
+        yield from _steps(training, batches, settings, step, schedule, forward)
         train_seconds = time.perf_counter() - started
         metrics: dict[str, float] = {}
         number, is_last = epoch + 1, epoch + 1 == settings.epochs
@@ -119,6 +99,39 @@ def fit(
                 time.perf_counter() - started,
                 is_best,
             )
+
+
+def _steps(
+    training: Training,
+    batches: Batches,
+    settings: FitSettings,
+    step: Stepper,
+    schedule: Callable[[int], float],
+    forward: Callable[..., Tensor] | None,
+) -> Iterator[Event]:
+    """Take the steps of an epoch that aren't taken yet."""
+    epoch, steps = training.epoch, len(batches) // settings.accumulate
+    samples_a_step = batches.samples_a_batch * settings.accumulate
+    meter, device, process = training.meter, training.device, batches.process
+    done = training.samples // samples_a_step
+    stream = batches.epoch(epoch, training.samples) if done < steps else iter(())
+    stream = prefetched(stream, device)
+    for number, group in enumerate(grouped(stream, settings.accumulate), start=done + 1):
+        report = None
+        with uninterrupted:
+            seed_step(settings.seed, epoch, training.samples, process, device)
+            value = step(group, schedule(epoch * steps + number - 1))
+            training.samples += samples_a_step
+            if value is not None:
+                meter.add(value, names_of(group))
+            if _is_due(number, steps, settings):
+                report = meter.report(epoch + 1, settings.epochs, number, steps, training.lr)
+            if isinstance(forward, DataParallel) and (report or device.type == "cpu"):
+                forward.stop_if_asked()
+        if report is not None:
+            yield report
+        if number == steps:
+            break
 
 
 def _start_epoch(
