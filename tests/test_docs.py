@@ -31,7 +31,7 @@ from hatcli.recipes.check import check_config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-QUANTIZATION = ROOT / "docs" / "quantization.md"
+QUANTIZATION = ROOT / "docs" / "guide" / "quantization.md"
 BLOCK = re.compile(r"^```(console|bash|python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MARK = "# not run by the tests"
 MAKE = {"make demo", "make test", "make test-full", "make check", "make bench"}
@@ -174,9 +174,11 @@ def write_parts(document: Path, folder: Path) -> list[str]:
 
 
 def test_the_parts_shown_in_contributing_drop_in(tmp_path, monkeypatch, capsys):
-    names = write_parts(ROOT / "docs" / "contributing.md", tmp_path)
+    names = write_parts(ROOT / "docs" / "project" / "contributing.md", tmp_path)
     assert names == ["my_model.py", "my_loss.py", "my_dataset.py"]
-    shown = next(b for b in blocks(ROOT / "docs" / "contributing.md", "text") if "imports" in b)
+    shown = next(
+        b for b in blocks(ROOT / "docs" / "project" / "contributing.md", "text") if "imports" in b
+    )
     config = write_tiny_config(tmp_path, tmp_path)
     changes = shown + 'val = {**train, "dataset": {"type": "HalfRoad", "length": 4}}\n'
     config.write_text(f"{config.read_text()}\n{changes}deploy = {{'shape': [1, 3, 64, 128]}}\n")

@@ -1,4 +1,4 @@
-"""The example of docs/own-dataset.md, on drawn digits and on real ones."""
+"""The example of docs/how-to/own-dataset.md, on drawn digits and on real ones."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from test_docs import ROOT, blocks, write_parts
 
 from hatcli.cli import run
 
-DOCUMENT = ROOT / "docs" / "own-dataset.md"
+DOCUMENT = ROOT / "docs" / "how-to" / "own-dataset.md"
 real = pytest.mark.skipif("HAT_TEST_DATA" not in os.environ, reason="needs HAT_TEST_DATA")
 
 

@@ -17,7 +17,7 @@ from hatcli.data.packs.meta import META_KEY, describe_pack, sample_key, seal_map
 from hatcli.data.packs.reader import open_pack
 from hatcli.data.packs.recordio import MAGIC
 
-PAGE = (Path(__file__).parent.parent / "docs" / "pack-format.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "reference" / "pack-format.md").read_text()
 
 
 @pytest.fixture(params=PACK_TYPES)
@@ -125,7 +125,7 @@ def test_the_tests_that_hold_promises_exist():
     root = Path(__file__).parent.parent
     file = ""
     for path, name in re.findall(
-        r"`(tests/\w+\.py)?(?:::(\w+))?`", (root / "docs" / "promises.md").read_text()
+        r"`(tests/\w+\.py)?(?:::(\w+))?`", (root / "docs" / "project" / "promises.md").read_text()
     ):
         file = path or file
         if file:

@@ -19,7 +19,7 @@ from hatcli.quantize.grid import Grid
 from hatcli.quantize.integer.base import IntegerOp
 from hatcli.quantize.integer.floats import Dequantize, FloatConv2d, FloatFunction, FloatLinear
 
-_HINT = "this processor computes int8 otherwise; see docs/quantization.md"
+_HINT = "this processor computes int8 otherwise; see docs/guide/quantization.md"
 _AT_ONCE = 16  # tensors compared in one run, so that memory stays bounded
 
 

@@ -354,7 +354,7 @@ def _document(
     search: Mapping[str, Any] | None,
     override: str | None,
 ) -> dict[str, Any]:
-    """What quantize.json holds; see docs/quantization.md for its parts."""
+    """What quantize.json holds; see docs/guide/quantization.md for its parts."""
     # The layers as they were found: a raised graph would show the cure in place of the ailment.
     graph = sensitivity.alone.graph
     names = [layer.name for layer in sensitivity.layers if not layer.is_float][:SHOWN]
