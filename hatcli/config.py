@@ -109,7 +109,7 @@ def from_values(name: str, values: Mapping[str, Any], where: str | None = None) 
             raise ConfigError(f"{where}: unknown name {key!r}", did_you_mean(key, KEYS))
         kinds = KEYS[key].kinds
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ConfigError(f"{where}: {key} must be a {kinds[0].__name__}, got {value!r}")
+            raise ConfigError(f"{where}: {key} must be of type {kinds[0].__name__}, got {value!r}")
         _require_plain(value, key, where)
     missing = [k for k, entry in KEYS.items() if entry.default is REQUIRED and k not in values]
     if missing:

@@ -4,7 +4,7 @@ A recipe is a generator: it yields these events and returns its result. ``str(ev
 line in a log.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -124,3 +124,19 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
 
 Event = Note | Warned | Progress | StepDone | EpochDone
 Job = Generator[Event, None, T]
+
+
+def finish(job: Job[T], show: Callable[[Event], object] | None = None) -> T:
+    """What a job returns, once it is done.
+
+    Args:
+        show: gets each event, e.g. ``print``.
+    """
+    while True:
+        try:
+            event = next(job)
+        except StopIteration as finished:
+            result: T = finished.value
+            return result
+        if show is not None:
+            show(event)

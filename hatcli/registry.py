@@ -20,6 +20,9 @@ from hatcli.errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+user_files: set[str] = set()
+"""What `import_file` has tried: an error in these is no defect of the program."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -175,6 +178,7 @@ def import_file(path: Path, where: str) -> ModuleType:
     """
     if not path.is_file():
         raise ConfigError(f"{where}: no such file: {path}")
+    user_files.add(str(path.resolve()))
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)

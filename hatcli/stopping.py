@@ -5,8 +5,9 @@ where the program happens to be; inside ``with uninterrupted:`` it waits for the
 So whatever must change together changes in such a block, and what is left when the exception
 comes can be saved. A second signal raises at once, wherever it comes.
 
-Of several processes that compute together none may stop alone: while `Uninterrupted.together` is
-entered the first signal is only noted, until they have agreed to stop.
+While `Uninterrupted.noting` is entered the first signal is only noted: for a job that looks for
+itself, between two samples, whether it has to end, and for several processes that compute
+together, of which none may stop until all have agreed.
 """
 
 import signal
@@ -30,7 +31,7 @@ class Uninterrupted:
         self._depth = 0
         self._asked = self._last = 0
         self._first_at: float | None = None
-        self._is_together = self._is_leaving = False
+        self._is_noting = self._is_leaving = False
 
     def __enter__(self) -> None:
         if self._last and not self._depth:
@@ -45,12 +46,12 @@ class Uninterrupted:
         trace: TracebackType | None,
     ) -> None:
         self._depth -= 1
-        if self._asked and not self._depth and kind is None and not self._is_together:
+        if self._asked and not self._depth and kind is None and not self._is_noting:
             raise self._take()
 
     @property
     def is_asked(self) -> bool:
-        """Whether a signal waits for the end of the block."""
+        """Whether a signal waits: for the end of the block, or for its owner to look."""
         return self._asked != 0
 
     @property
@@ -59,18 +60,18 @@ class Uninterrupted:
         return self._asked
 
     @property
-    def is_together(self) -> bool:
-        """Whether several processes must agree before they stop."""
-        return self._is_together
+    def is_noting(self) -> bool:
+        """Whether the first signal only shows in `asked`."""
+        return self._is_noting
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Only note the first signal: the block's owner agrees with other processes to stop."""
-        self._is_together = True
+    def noting(self) -> Iterator[None]:
+        """Only note the first signal: the block's owner looks whether one is `asked`, and ends."""
+        self._is_noting = True
         try:
             yield
         finally:
-            self._is_together = False
+            self._is_noting = False
 
     @property
     def is_leaving(self) -> bool:
@@ -97,7 +98,7 @@ class Uninterrupted:
         if self._first_at is None:
             self._first_at = now
             self._asked = number
-            if self._depth == 0 and not self._is_together:
+            if self._depth == 0 and not self._is_noting:
                 raise self._take()
         elif now - self._first_at > _SAME_SIGNAL_S:
             self._asked = number
@@ -106,7 +107,7 @@ class Uninterrupted:
     def reset(self) -> None:
         """Forget what was asked: another job begins."""
         self._depth, self._asked, self._last, self._first_at = 0, 0, 0, None
-        self._is_together = self._is_leaving = False
+        self._is_noting = self._is_leaving = False
 
     def _take(self) -> StoppedBySignal:
         self._last, self._asked = self._asked, 0

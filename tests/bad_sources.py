@@ -21,24 +21,11 @@ from made_cityscapes import (
     zip_cityscapes,
 )
 from PIL import Image
+from refusals import a_file_as_source, empty_folder, no_folder
 
 from hatcli.errors import HatError
 
 FRAME = frame_name("aachen", 0)
-
-
-def no_folder(source):
-    shutil.rmtree(source)
-
-
-def a_file_as_source(source):
-    shutil.rmtree(source)
-    source.write_text("x")
-
-
-def empty_folder(source):
-    shutil.rmtree(source)
-    source.mkdir()
 
 
 def no_split(source):
@@ -231,7 +218,7 @@ BAD_SOURCES = {
     "source missing": (no_folder, 2, "source directory not found"),
     "source is a file": (a_file_as_source, 2, "is a file"),
     "source empty": (empty_folder, 2, f"no leftImg8bit/train/ and no {IMAGES_ZIP}"),
-    "split missing": (no_split, 2, "found: ['gtFine', 'leftImg8bit']"),
+    "split missing": (no_split, 2, "found: gtFine, leftImg8bit"),
     "labels missing": (no_label_folder, 2, f"no gtFine/train/ and no {LABELS_ZIP}"),
     "split empty": (empty_split, 2, "no images CITY/*_leftImg8bit.png"),
     "split unknown": (

@@ -8,7 +8,7 @@ import numpy as np
 
 from hatcli.data.packers import Made
 from hatcli.data.packers._part import Part, Shard
-from hatcli.data.packers._work import Refused, StopRequest, make_records
+from hatcli.data.packers._work import Refused, make_records
 from hatcli.data.packs.place import hold_lock, make_room
 from hatcli.data.packs.publish import Draft, Identity
 from hatcli.data.packs.reader import open_pack
@@ -108,7 +108,7 @@ def build(
 def _fill(draft, packer, workers, leave_out):
     first_key = int(draft.next_key)
     for record in make_records(
-        packer, draft.next, workers, StopRequest(), first_key=first_key, leave_out=leave_out
+        packer, draft.next, workers, first_key=first_key, leave_out=leave_out
     ):
         if isinstance(record, Refused):
             draft.leave_out({"name": record.name, "error": record.error})

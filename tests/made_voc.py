@@ -14,6 +14,10 @@ from hatcli.data.classes import VOC_CLASSES, voc_color
 KINDS = ("Annotations", "JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets")
 PALETTE = [part for index in range(256) for part in voc_color(index)]
 
+DETECTION = ["voc", "--year", "2007"]
+SEGMENTATION = [*DETECTION, "--task", "segmentation"]
+DOG = {"name": "dog", "box": (2, 3, 20, 30), "difficult": 0, "truncated": 1, "pose": "Left"}
+
 
 def make_voc(
     root: Path,

@@ -1,5 +1,6 @@
 """A source that can't be packed: one message, its exit code, and nothing that looks like a pack."""
 
+import shutil
 from pathlib import Path
 
 from hatcli.cli import run
@@ -17,3 +18,17 @@ def check_refusal(arguments, source: Path, code: int, message: str, capsys) -> N
     assert "Traceback" not in err
     assert message in " ".join(err.split()), err
     assert not list(source.glob("*_lmdb"))
+
+
+def no_folder(source):
+    shutil.rmtree(source)
+
+
+def a_file_as_source(source):
+    shutil.rmtree(source)
+    source.write_text("x")
+
+
+def empty_folder(source):
+    shutil.rmtree(source)
+    source.mkdir()

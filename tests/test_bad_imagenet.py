@@ -27,6 +27,7 @@ from made_imagenet import (
     write_devkit,
     write_tar,
 )
+from refusals import a_file_as_source, empty_folder, no_folder
 
 from hatcli.cli import run
 
@@ -41,20 +42,6 @@ def words(*given):
 
 def remove(name):
     return lambda source: (source / name).unlink()
-
-
-def no_folder(source):
-    shutil.rmtree(source)
-
-
-def a_file_as_source(source):
-    shutil.rmtree(source)
-    source.write_text("x")
-
-
-def empty_folder(source):
-    shutil.rmtree(source)
-    source.mkdir()
 
 
 def folder_without_images(source):
@@ -235,7 +222,7 @@ BAD = {
     "source missing": (no_folder, 2, "source directory not found"),
     "source is a file": (a_file_as_source, 2, "is a file; give the directory"),
     "source empty": (empty_folder, 2, f"no train/ and no {TRAIN_TAR} under"),
-    "archive missing": (remove(TRAIN_TAR), 2, f"found: ['{DEVKIT_TAR}', '{VAL_TAR}']"),
+    "archive missing": (remove(TRAIN_TAR), 2, f"found: {DEVKIT_TAR}, {VAL_TAR}"),
     "folder empty": (folder_without_images, 2, "no images nXXXXXXXX/*.JPEG in"),
     "class folder empty": (class_folder_without_images, 2, "no images nXXXXXXXX/*.JPEG in"),
     "split unknown": (words("--split", "test"), 2, "split 'test' unknown; choose train, val"),

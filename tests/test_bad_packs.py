@@ -57,7 +57,7 @@ def test_a_locked_target_has_its_own_code(source, capsys):
 
 def test_a_full_disk_is_told_before_the_start(source, capsys, monkeypatch):
     usage = shutil.disk_usage(source)._replace(free=10)
-    monkeypatch.setattr("hatcli.data.packs.disk.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("hatcli.disk.shutil.disk_usage", lambda path: usage)
     assert run(["pack", "cityscapes", "--split", "train", "--src", str(source), "-j", "0"]) == 1
     _assert_short(capsys.readouterr().err, "10 bytes free")
     assert not (source / "train_lmdb").exists()

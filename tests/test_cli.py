@@ -3,11 +3,13 @@
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.rich_utils
 
 import hatcli.cli
 from hatcli.cli import run
@@ -69,12 +71,42 @@ def test_help_shows_an_example_and_loads_nothing_heavy(command):
 
 
 @pytest.mark.parametrize(
+    "command", [["export"], ["train"], ["eval"], ["predict"], ["pack", "voc"]], ids=" ".join
+)
+def test_eighty_columns_of_help_show_every_option_whole(command, monkeypatch, capsys):
+    monkeypatch.setattr(typer.rich_utils, "MAX_WIDTH", 80)
+    assert run([*command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--help" in shown
+    assert "…" not in shown
+
+
+def test_the_help_lists_commands_in_the_order_of_the_journey(capsys):
+    assert run(["--help"]) == 0
+    words = re.findall(r"^[│|] (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    journey = ["pack", "train", "eval", "export", "predict"]
+    assert [word for word in words if word in journey] == journey
+    assert {command[0] for command in COMMANDS} <= set(words)
+
+
+def test_an_interrupt_says_that_it_stopped(monkeypatch, capsys):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hatcli.config.show_config", interrupt)
+    assert run(["config", "show", "unet"]) == 130
+    assert capsys.readouterr().err == "error: stopped\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["trainn"], "No such command 'trainn'"),
         (["train"], "which config?"),
         (["train", "unett"], "no config 'unett'"),
         (["train", "unet", "unet"], "one target is enough"),
+        (["train", "unet", "optim.lr"], "settings are written key=value"),
+        (["eval", "no/such.onnx"], "no such file: no/such.onnx"),
         (["train", "unet", "optim.lrr=0.1"], "has no argument 'lrr'"),
         (["train", "unet", "--step", "foat"], "step 'foat' unknown"),
         (["train", "unet", "--step", "qat"], "qat: no float checkpoint of unet in runs/"),

@@ -115,6 +115,9 @@ def test_the_file_tells_what_its_user_may_ask(folder):
     metadata = OnnxModel(folder / "tiny.onnx").metadata
     assert metadata["hat.step"] == "float"
     assert metadata["hat.color_order"] == "RGB"
+    assert metadata["hat.task"] == "segmentation"
+    assert json.loads(metadata["hat.transforms"]) == CONFIG["val"].get("transforms", [])
+    assert json.loads(metadata["hat.color_matrix"]) == []  # Halve is no transform of ours
     assert (metadata["hat.version"], metadata["hat.trained_with"]) == (__version__, "0.0.1")
     values = {
         key: json.loads(metadata[f"hat.{key}"])

@@ -61,9 +61,10 @@ def test_a_part_of_a_name_chooses(hat):
     code, out, err = hat("varg")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
-    assert lines[0] == ["name", "task", "params", "MACs", "input", "float", "int8", "measured"]
+    columns = ["params", "MACs", "input", "float", "int8", "measured"]
+    assert lines[0] == ["classification", *columns]
     assert lines[1] == [
-        "vargconvnet", "classification", "9.475", "M", "4.512", "G", "224x224", "77.93", "77.64",
+        "vargconvnet", "9.475", "M", "4.512", "G", "224x224", "77.93", "77.64",
     ]  # fmt: skip
     assert [line[0] for line in lines[1:3]] == ["vargconvnet", "vargnetv2"]
     assert "published by the original toolkit for its own networks" in out
@@ -128,3 +129,10 @@ def test_names_are_completed_in_the_shell():
         env=environment,
     )
     assert done.stdout.split() == ["vargconvnet"], done.stderr
+
+
+def test_the_table_fits_into_eighty_columns(hat):
+    _, out, _ = hat()
+    tables = [line for line in out.splitlines() if " G " in line]
+    assert len(tables) == len(shipped_configs())
+    assert max(map(len, tables)) <= 80

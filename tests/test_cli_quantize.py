@@ -9,6 +9,7 @@ from test_cli import probe
 from test_quantize_recipe import street  # noqa: F401 - a fixture
 
 from hatcli.cli import run
+from hatcli.cli.quantize import _advice
 from hatcli.engine.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.timeout(300)
@@ -75,7 +76,8 @@ def test_the_newest_float_run_is_taken_and_raised_layers_are_an_override(here, c
         (line,) = [x for x in captured.out.splitlines() if x.startswith("override: ")]
         assert line.startswith("""override: 'quantize.exceptions=[{"layers": """)
         assert line.removeprefix("override: ") in captured.err
-        assert "its weights have 2 bits alone; to do: quantize.adaround" in captured.out
+        unwrapped = " ".join(captured.out.split())
+        assert "its weights have 2 bits alone; to do: quantize.adaround" in unwrapped
     finally:
         for run_folder in Path("runs/street").glob("*-quantize"):
             run_folder.rename(here.parent / run_folder.name)
@@ -187,3 +189,15 @@ def test_what_cannot_be_compared_is_refused(here, files, code, message, capsys):
     files = [path for file in files for path in names.get(file, [file])]
     assert run(["quantize", "--compare", *files]) == code
     assert message in capsys.readouterr().err
+
+
+def test_layers_of_the_same_trouble_share_an_advice():
+    trouble = {"cause": "rounding of its result", "remedy": "activation_bits 16"}
+    layers = [
+        {"name": "stem", **trouble},
+        {"name": "fine", "cause": "", "remedy": ""},
+        {"name": "head", **trouble},
+    ]
+    assert _advice(layers) == {
+        "rounding of its result; to do: activation_bits 16": ["stem", "head"]
+    }

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_cityscapes import make_cityscapes
-from tiny import write_tiny_config
+from packed import packed_blocks
 
 from hatcli.cli import run
 from hatcli.config import load_config
@@ -19,16 +18,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = make_cityscapes(tmp_path_factory.mktemp("cityscapes"), train=4, val=2, size=(128, 64))
-    for split in ("train", "val"):
-        assert run(["pack", "cityscapes", "--src", str(root), "--split", split]) == 0
-    return root
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch, data) -> str:
-    monkeypatch.chdir(tmp_path)
-    return str(write_tiny_config(tmp_path, data))
+    return packed_blocks(tmp_path_factory.mktemp("cityscapes"), train=4, val=2, size=(128, 64))
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_an_override_leaves_the_config_it_came_from_alone(tiny):
         ("import sys\nsys.exit(0)", "line 2: called sys.exit"),
         ("task = 'segmentation'", "lacks 'model', 'train', 'val'"),
         ("epoks = 3", "unknown name 'epoks'"),
-        ("epochs = '3'", "epochs must be a int, got '3'"),
+        ("epochs = '3'", "epochs must be of type int, got '3'"),
         ("model = {'a': object()}", "model.a is a object; a config holds plain data only"),
         ("model = {1: 2}", "has the key 1, which is no string"),
     ],

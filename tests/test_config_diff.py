@@ -132,3 +132,11 @@ def test_wrong_words_are_usage_errors(hat, words, message):
     code, out, err = hat(*words)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_values_too_wide_for_columns_stand_in_lines(hat):
+    code, out, _ = hat("unet", "unet_small")
+    assert code == 0
+    assert out.splitlines()[0] == "unet -> unet_small"
+    assert "optim.lr: 0.01 -> 0.008" in out
+    assert "loss.alpha: 0.25 -> -" in out

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_packer import NumbersPacker, build, names_in, numbers_in
 
-from hatcli.data.packs import disk, publish
+from hatcli import disk
+from hatcli.data.packs import publish
 from hatcli.data.packs.container import PACK_TYPES, data_size, find_container, find_pack_type
 from hatcli.data.packs.meta import META_KEY, STATE_KEY, sample_key
 from hatcli.data.packs.reader import open_pack

@@ -58,6 +58,12 @@ def test_a_pack_can_be_read_by_workers_after_this_process_read_it(packed, start_
     assert names == [packed[i]["name"] for i in range(4)]
 
 
+def test_a_pack_that_was_made_for_another_task_is_refused(data):
+    message = "a pack of cityscapes for segmentation, ImageNet reads classification"
+    with pytest.raises(UsageError, match=message):
+        DATASETS.build({"type": "ImageNet", "path": "train_lmdb"}, root=data)
+
+
 def test_a_missing_source_names_the_archives(tmp_path):
     with pytest.raises(UsageError, match=r"gtFine|leftImg8bit"):
         DATASETS.build({"type": "CityscapesRaw", "split": "train"}, root=tmp_path)

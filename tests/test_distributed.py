@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 import shared_training as shared
-import torch
 from commands import Command
-from made_cityscapes import make_cityscapes
+from left_behind import last_in, steps_logged
+from packed import packed_blocks
 from ranks import Raised, commands, free_port, on_ranks
-from test_resume import last_in, steps_logged
-from tiny import write_tiny_config
 from torch.distributed import TCPStore
 
 from hatcli.cli import run
@@ -28,32 +26,14 @@ from hatcli.errors import HatError, UsageError
 from hatcli.recipes.faults import explain
 from hatcli.recipes.launch import _code_of, _for_one, devices_in
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("one_thread")]
 SETTINGS = ["fit.log_every=1", "fit.ema_decay=0.9"]
 TWO = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The processes compute with one; the sums of two differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = make_cityscapes(tmp_path_factory.mktemp("cityscapes"), train=9, val=3, size=(128, 96))
-    for split in ("train", "val"):
-        assert run(["pack", "cityscapes", "--src", str(root), "--split", split]) == 0
-    return root
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch, data) -> str:
-    monkeypatch.chdir(tmp_path)
-    return str(write_tiny_config(tmp_path, data))
+    return packed_blocks(tmp_path_factory.mktemp("cityscapes"), train=9, val=3)
 
 
 def in_turn(first: list[list[str]], second: list[list[str]]) -> list[list[str]]:

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from packed import packed_streets
 from street_net import write_street_config
 
 from hatcli.cli import run
-from hatcli.data.scenes.draw import write_scenes
 from hatcli.export.metadata import SEAL, append_metadata, seal
 
 pytestmark = pytest.mark.timeout(600)
@@ -21,12 +21,10 @@ pytestmark = pytest.mark.timeout(600)
 def made(tmp_path_factory) -> Path:
     """A folder with a calibrated run, and its integers as ONNX."""
     folder = tmp_path_factory.mktemp("integers")
-    list(write_scenes(folder / "data", train=6, val=3, size=(128, 64)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for split in ("train", "val"):
-            assert run(["pack", "cityscapes", "--src", "data", "--split", split]) == 0
-        config = str(write_street_config(folder, folder / "data"))
+        data = packed_streets(folder / "data", train=6, val=3)
+        config = str(write_street_config(folder, data))
         assert run(["train", config, "epochs=2", "fit.val_every=2"]) == 0
         assert run(["train", config, "--step", "calibration"]) == 0
         assert run(["export", "--ckpt", "best.pth", "-o", "street.onnx"]) == 0

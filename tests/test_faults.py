@@ -103,7 +103,7 @@ def test_a_loss_that_is_nan_leaves_the_last_checkpoint_and_the_names(config, cap
     assert run(["train", config, "loss.nan_at=7", "fit.save_every=1"]) == 1
     errors = capsys.readouterr().err
     assert "the loss is nan" in errors
-    assert "the last checkpoint is intact" in errors
+    assert "earlier checkpoints, if any, are whole" in errors
     content = last()
     assert content["samples"] == 6 * BATCH
     (report,) = Path("runs").rglob("nonfinite-*.json")
@@ -114,8 +114,10 @@ def test_a_loss_that_is_nan_leaves_the_last_checkpoint_and_the_names(config, cap
 
 
 def test_an_error_in_a_step_leaves_the_checkpoint_before_it(config, capsys):
-    assert run(["train", config, "loss.error_at=7", "fit.save_every=1"]) == 70
-    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert run(["train", config, "loss.error_at=7", "fit.save_every=1"]) == 1
+    errors = capsys.readouterr().err
+    assert "ZeroDivisionError: sick" in errors
+    assert "that line of your own file says" in errors  # and not that hat has a defect
     assert last()["samples"] == 6 * BATCH
 
 
@@ -156,6 +158,15 @@ def test_a_disk_that_stays_full_ends_the_training_at_the_third_miss(config, monk
     assert "(3 times in a row)" in errors
     assert "go on with: hat train --resume-from runs/" in errors
     assert last()["samples"] == 2 * BATCH
+
+
+def test_a_training_whose_last_save_failed_ends_with_an_error(config, monkeypatch, capsys):
+    failing_saves(monkeypatch, {0, 1})
+    assert run(["train", config, "fit.save_every=None"]) == 1
+    errors = capsys.readouterr().err
+    assert "error: disk full" in errors
+    assert "the training is over" in errors
+    assert "nothing is saved yet" in errors
 
 
 def test_no_gpu_is_said_before_the_data_is_looked_for(config, capsys):

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from left_behind import same_state
 from made_cityscapes import make_cityscapes
+from packed import packed_blocks
 from tiny import write_tiny_config
 
 from hatcli.cli import run
@@ -23,16 +24,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = make_cityscapes(tmp_path_factory.mktemp("cityscapes"), train=6, val=3, size=(128, 96))
-    for split in ("train", "val"):
-        assert run(["pack", "cityscapes", "--src", str(root), "--split", split]) == 0
-    return root
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch, data) -> str:
-    monkeypatch.chdir(tmp_path)
-    return str(write_tiny_config(tmp_path, data))
+    return packed_blocks(tmp_path_factory.mktemp("cityscapes"), train=6, val=3)
 
 
 @pytest.fixture(scope="module")
@@ -43,42 +35,6 @@ def trained(tmp_path_factory, data) -> Path:
     assert run(["train", str(config), "--out", str(folder / "runs")]) == 0
     (found,) = (folder / "runs" / "tiny").iterdir()
     return found
-
-
-def same_state(first: dict, second: dict) -> list[str]:
-    """Names of all that differs between two checkpoints."""
-    different = []
-
-    def compare(one: object, two: object, name: str) -> None:
-        if isinstance(one, dict):
-            assert one.keys() == two.keys(), name
-            for key in one:
-                compare(one[key], two[key], f"{name}.{key}")
-        elif isinstance(one, list):
-            assert len(one) == len(two), name
-            for index, item in enumerate(one):
-                compare(item, two[index], f"{name}.{index}")
-        elif isinstance(one, torch.Tensor):
-            if not torch.equal(one, two):
-                different.append(name)
-        elif one != two:
-            different.append(name)
-
-    keys = (
-        "state_dict",
-        "ema_state_dict",
-        "ema_updates",
-        "optimizer",
-        "epoch",
-        "samples",
-        "best",
-        "losses",
-        "random",
-        "history",
-    )
-    for key in keys:
-        compare(first[key], second[key], key)
-    return different
 
 
 def test_a_run_folder_holds_what_a_reader_needs(trained, data):

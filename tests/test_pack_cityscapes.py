@@ -23,9 +23,9 @@ from made_cityscapes import (
 )
 from PIL import Image
 
+from hatcli import stopping
 from hatcli.cli import run
 from hatcli.data.classes import CITYSCAPES, CITYSCAPES_CLASSES
-from hatcli.data.packers import _work
 from hatcli.data.packs import publish
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import DataError, StoppedBySignal
@@ -283,8 +283,8 @@ def test_a_second_signal_stops_at_once_unless_it_is_the_same_one_again(source, m
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr(_work, "_SAME_SIGNAL_S", -1)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(stopping, "_SAME_SIGNAL_S", -1)
+    with pytest.raises(StoppedBySignal, match="stopped by SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
     job.close()
 

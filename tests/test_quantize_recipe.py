@@ -7,13 +7,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from packed import packed_streets
 from small_graphs import finished
 from street_net import write_street_config
 
 import hatcli.recipes.quantize_files
 from hatcli.cli import run
 from hatcli.config import load_config
-from hatcli.data.scenes.draw import write_scenes
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.errors import CheckFailed
 from hatcli.events import Note, Warned
@@ -29,12 +29,10 @@ pytestmark = pytest.mark.timeout(300)
 def street(tmp_path_factory) -> Path:
     """A folder with street.py, its data and a float run."""
     folder = tmp_path_factory.mktemp("streets")
-    list(write_scenes(folder / "data", train=9, val=4, size=(128, 64)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for split in ("train", "val"):
-            assert run(["pack", "cityscapes", "--src", "data", "--split", split]) == 0
-        config = str(write_street_config(folder, folder / "data"))
+        data = packed_streets(folder / "data", train=9, val=4)
+        config = str(write_street_config(folder, data))
         assert run(["train", config]) == 0
     return folder
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from packed import packed_streets
 from street_net import write_street_config
 
 from hatcli.cli import run
 from hatcli.config import load_config
-from hatcli.data.scenes.draw import write_scenes
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.events import EpochDone
 from hatcli.recipes.calibrate import EvenSubset
@@ -27,12 +27,10 @@ pytestmark = pytest.mark.timeout(600)
 def made(tmp_path_factory) -> Path:
     """A folder with street.py, its data, and runs of float and calibration."""
     folder = tmp_path_factory.mktemp("streets")
-    list(write_scenes(folder / "data", train=9, val=4, size=(128, 64)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for split in ("train", "val"):
-            assert run(["pack", "cityscapes", "--src", "data", "--split", split]) == 0
-        config = str(write_street_config(folder, folder / "data"))
+        data = packed_streets(folder / "data", train=9, val=4)
+        config = str(write_street_config(folder, data))
         assert run(["train", config]) == 0
         assert run(["train", config, "--step", "calibration"]) == 0
     return folder
@@ -65,6 +63,7 @@ def test_a_calibration_leaves_a_run_folder_like_the_others(made):
     assert summary["steps"][1]["metrics"] == summary["headline"]
     log = (folder / "train.log").read_text()
     assert "5 of 9 training images" in log
+    assert f"at the end: mIoU {summary['headline']['mIoU']:.2f}" in log.splitlines()[-1]
 
 
 def test_the_steps_follow_each_other_and_each_checkpoint_scores_what_it_says(street, capsys):

@@ -7,42 +7,23 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from commands import Command
-from made_cityscapes import make_cityscapes
-from test_journey import same_state
+from left_behind import last_in, same_state, steps_logged
+from packed import packed_blocks
 from tiny import write_tiny_config
 
 from hatcli.cli import run
 from hatcli.engine.checkpoint import load_checkpoint, save_checkpoint
 from hatcli.recipes.resume import find_in_run
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread")]
 SETTINGS = ["epochs=3", "fit.ema_decay=0.9", "fit.log_every=1", "fit.save_every=1"]
 STEPS = 9
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The commands compute with one; the sums of two differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = make_cityscapes(tmp_path_factory.mktemp("cityscapes"), train=6, val=3, size=(128, 96))
-    for split in ("train", "val"):
-        assert run(["pack", "cityscapes", "--src", str(root), "--split", split]) == 0
-    return root
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch, data) -> str:
-    monkeypatch.chdir(tmp_path)
-    return str(write_tiny_config(tmp_path, data))
+    return packed_blocks(tmp_path_factory.mktemp("cityscapes"), train=6, val=3)
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +33,6 @@ def whole(tmp_path_factory, data) -> dict:
     config = write_tiny_config(folder, data)
     assert run(["train", str(config), *SETTINGS, "--out", str(folder / "runs")]) == 0
     return load_checkpoint(last_in(folder / "runs"))
-
-
-def last_in(root: Path | str, step: str = "float") -> Path:
-    (found,) = Path(root).rglob(f"{step}-checkpoint-last.pth.tar")
-    return found
-
-
-def steps_logged(root: str) -> int:
-    return sum(log.read_text().count("  step ") for log in Path(root).rglob("train.log"))
 
 
 def kill_until_done(

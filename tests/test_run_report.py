@@ -1,42 +1,24 @@
-"""The page of a run: what stands on it, that it is legal, and where its numbers come from."""
+"""The page of a run: what stands on it, and that it is legal."""
 
 import base64
 import io
-import json
 import math
 import re
-import shlex
-from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-import torch
 from html_walker import walk
-from made_cityscapes import make_cityscapes
+from made_run import COUNTS, NAMES
 from PIL import Image
-from tiny import write_tiny_config
 
-from hatcli.cli import run
-from hatcli.errors import HatError, ModelFileError, UsageError
-from hatcli.export.metadata import append_metadata, seal
-from hatcli.metrics.accuracy import Accuracy
-from hatcli.metrics.mean_iou import MeanIoU
-from hatcli.recipes.confusion_file import FILE, load_confusion, save_confusion
-from hatcli.recipes.exported import read_exported
-from hatcli.recipes.find_run import find_run, run_of_checkpoint
-from hatcli.recipes.run_page import describe_run, write_run_page
-from hatcli.recipes.runs import checkpoint_in, write_json
-from hatcli.recipes.showcase import Showcase
-from hatcli.report.charts import line_chart
-from hatcli.report.class_section import MOST_CELLS, MOST_ROWS, class_rows
+from hatcli.errors import HatError
+from hatcli.report.class_section import MOST_CELLS, MOST_ROWS, class_rows, class_section
 from hatcli.report.confusion import worst_pairs
 from hatcli.report.gallery import Shown, gallery, shrunk, shrunk_map
+from hatcli.report.line_chart import line_chart
 from hatcli.report.run import duration, write_run_report
 
 HOSTILE = "\"><script>alert('1')</script><img src=http://evil.example/x>&amp;\x00\ud800"
-NAMES = ["road", "car", "sky"]
-COUNTS = np.array([[90, 10, 0, 0], [30, 60, 5, 5], [0, 0, 0, 0]])
 PALETTE = ((128, 64, 128), (0, 0, 142), (70, 130, 180))
 
 
@@ -270,6 +252,17 @@ def test_classes_are_ordered_by_what_counts_and_have_their_confusions():
     ]
 
 
+def test_classes_that_are_labelled_nowhere_stand_behind_the_worst():
+    rows = [
+        {"class": "wall", "IoU": 0.0, "labelled": 0},
+        {"class": "road", "IoU": 90.0, "labelled": 9},
+        {"class": "rider", "IoU": 1.0, "labelled": 5},
+    ]
+    text = str(class_section(rows, "mIoU"))
+    assert text.index("rider") < text.index("road") < text.index("wall")
+    assert "those that are labelled nowhere come last." in text
+
+
 def test_classes_that_never_occur_are_named_and_have_no_row(tmp_path):
     counts = COUNTS.copy()
     counts[1, 2] = 0
@@ -318,358 +311,6 @@ def test_pictures_are_shrunk_and_never_enlarged():
     assert shrunk_map(np.zeros((1024, 2048), np.uint8)).shape == (224, 448)
     assert shrunk(np.zeros((32, 64, 3), np.uint8)).shape == (32, 64, 3)
     assert "gallery" in gallery([shown()], PALETTE)
-
-
-def metric_of(counts):
-    metric = MeanIoU(3, NAMES)
-    metric.confusion = torch.from_numpy(counts)
-    return metric
-
-
-def test_a_confusion_comes_back_as_it_was_saved(tmp_path):
-    save_confusion(tmp_path, metric_of(COUNTS))
-    counts, names = load_confusion(tmp_path)
-    assert counts.tolist() == COUNTS.tolist()
-    assert names == NAMES
-    (tmp_path / FILE).write_text((tmp_path / FILE).read_text()[:30])
-    assert load_confusion(tmp_path) is None
-
-
-def test_a_metric_that_counts_no_pairs_leaves_no_file(tmp_path):
-    save_confusion(tmp_path, Accuracy())  # has seen nothing
-    save_confusion(tmp_path, object())
-    assert list(tmp_path.iterdir()) == []
-    assert load_confusion(tmp_path) is None
-
-
-def segmented(showcase, predicted, labels, names):
-    images = torch.zeros(len(names), 3, *labels.shape[1:], dtype=torch.uint8)
-    scores = torch.nn.functional.one_hot(predicted.long(), 3).permute(0, 3, 1, 2).float()
-    showcase(images, scores, labels, names)
-
-
-def test_the_best_and_worst_pictures_are_those_of_the_highest_and_lowest_miou():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 3, (12, 8, 8), generator=generator).to(torch.uint8)
-    predicted = labels.clone()
-    wrong = torch.randperm(12, generator=generator).tolist()
-    for number, count in enumerate(wrong):
-        rows = predicted[number].view(-1)
-        rows[:count] = (rows[:count] + 1) % 3
-    labels[:, -2:] = 255  # doesn't count
-    names = [f"s{number}" for number in range(12)]
-    showcase = Showcase("segmentation", NAMES, 3)
-    for start in (0, 5, 10):
-        part = slice(start, start + 5)
-        segmented(showcase, predicted[part], labels[part], names[part])
-
-    def by_metric(number):
-        metric = MeanIoU(3, NAMES)
-        scores = torch.nn.functional.one_hot(predicted[number : number + 1].long(), 3)
-        metric.update(scores.permute(0, 3, 1, 2).float(), labels[number : number + 1])
-        return metric.compute()["mIoU"]
-
-    order = sorted(range(12), key=by_metric)
-    assert [one.name for one in showcase.worst] == [names[n] for n in order[:3]]
-    assert [one.name for one in showcase.best] == [names[n] for n in order[:-4:-1]]
-    assert showcase.seen == 12
-    assert showcase.best[0].label.shape == (6, 8)  # the rows that don't count are cut off
-    assert showcase.worst[0].lines[0].startswith(f"mIoU {by_metric(order[0]):.1f}, ")
-
-
-def test_a_picture_of_a_small_set_is_shown_once():
-    labels = torch.zeros(3, 4, 4, dtype=torch.uint8)
-    showcase = Showcase("segmentation", NAMES, 2)
-    segmented(showcase, labels, labels, ["a", "b", "c"])
-    assert [one.name for one in showcase.best] == ["a", "b"]
-    assert not {one.name for one in showcase.worst} & {"a", "b"}
-
-
-def test_pictures_without_any_label_are_not_judged():
-    labels = torch.full((1, 4, 4), 255, dtype=torch.uint8)
-    showcase = Showcase("segmentation", NAMES, 2)
-    segmented(showcase, torch.zeros(1, 4, 4), labels, ["a"])
-    assert (showcase.best, showcase.worst, showcase.seen) == ([], [], 0)
-
-
-def test_classified_pictures_are_ordered_by_the_probability_of_the_label():
-    scores = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [1.0, 0.5, 0.0], [math.nan, 0, 0]])
-    showcase = Showcase("classification", NAMES, 2)
-    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    showcase(images, scores, torch.tensor([0, 0, 0, 0]), ["sure", "wrong", "close", "broken"])
-    assert [one.name for one in showcase.best] == ["sure", "close"]
-    assert [one.name for one in showcase.worst] == ["broken", "wrong"]
-    assert showcase.worst[1].lines[0] == "road: wrong"
-    assert showcase.worst[1].lines[1].startswith("predicted: car 98.7 %, ")
-
-
-def exported_file(path: Path, **entries) -> Path:
-    image = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    node = onnx.helper.make_node("Identity", ["x"], ["y"])
-    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph([node], "g", [image], [output])
-    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
-    values = {"hat.step": "qat", "hat.metrics": json.dumps({"mIoU": 61.5}), **entries}
-    append_metadata(path, values)
-    seal(path)
-    return path
-
-
-PARITY = {"promised": True, "images": 10, "layers": 76, "values": 104448, "differing": 0,
-          "largest": 0.0, "same_class": 1.0, "onnxruntime": "1.31.1"}  # fmt: skip
-CHECK = {"tolerance": 1e-4, "comparisons": [
-    {"shape": [1, 3, 64, 64], "largest": 8e-6, "relative": 6e-7, "same_class": 1.0}]}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("entries", "verdict", "is_fine"),
-    [
-        ({"hat.parity": PARITY}, "gives the same codes as int_infer", True),
-        ({"hat.parity": {**PARITY, "differing": 7}}, "in 7 of 104,448 values", False),
-        ({"hat.parity": {**PARITY, "differing": 7, "promised": False}}, "in 7 of 104,448", True),
-        ({"hat.check": CHECK}, "gives the same scores as torch", True),
-        ({}, "not checked", False),
-    ],
-)
-def test_an_exported_file_tells_of_its_check(tmp_path, entries, verdict, is_fine):
-    texts = {key: json.dumps(value) for key, value in entries.items()}
-    found = read_exported(exported_file(tmp_path / "m.onnx", **texts))
-    assert (found.step, found.metrics, found.is_fine) == ("qat", {"mIoU": 61.5}, is_fine)
-    assert verdict in found.verdict
-
-
-def test_a_damaged_or_foreign_file_is_refused(tmp_path):
-    path = exported_file(tmp_path / "m.onnx")
-    data = bytearray(path.read_bytes())
-    data[20] ^= 1
-    path.write_bytes(bytes(data))
-    with pytest.raises(ModelFileError, match=r"m\.onnx"):
-        read_exported(path)
-    path.write_bytes(b"not a model")
-    with pytest.raises(ModelFileError, match=r"not an ONNX model"):
-        read_exported(path)
-    with pytest.raises(ModelFileError, match=r"cannot read it"):
-        read_exported(tmp_path / "none.onnx")
-    model = onnx.load(exported_file(tmp_path / "n.onnx"))
-    del model.metadata_props[:]
-    onnx.save(model, path)
-    with pytest.raises(ModelFileError, match=r"wasn't exported by hat"):
-        read_exported(path)
-
-
-def made_run(root: Path, name: str, step: str, *, before=(), summary=True, **more) -> Path:
-    """A run folder such as a training leaves, with made-up numbers."""
-    run_folder = root / "unet" / name
-    run_folder.mkdir(parents=True)
-    best = checkpoint_in(run_folder, step)
-    best.write_bytes(b"")
-    own = {"step": step, "metrics": {"mIoU": 60.0 + len(before)}, "file": str(best)}
-    command = f"hat train unet --step {step} data_rootdir=/data optim.lr=0.1"
-    (run_folder / "args.txt").write_text(command + "\n")
-    (run_folder / "config.py").write_text("task = 'segmentation'\nepochs = 30\n")
-    write_json(run_folder / "env.json", {"torch": "2.14.1"})
-    (run_folder / "train.log").write_text(
-        f"2026-11-22 05:15:19  unet · step {step} · cpu · batch 4\n"
-        "2026-11-22 05:15:20  warning: layer a: all results are 0\n"
-        "a second line of it\n"
-        "2026-11-22 05:19:19  warning: layer a: all results are 0\n"
-    )
-    rows = [
-        {"epoch": 1, "train/loss": 2.0, "lr": 0.1, "seconds": 10.0, "val/mIoU": 50.0},
-        {"epoch": 2, "train/loss": 1.0, "lr": 0.1, "seconds": 20.0, "val/mIoU": 60.0},
-        {"epoch": 3, "train/loss": 1.5, "lr": 0.1, "seconds": 12.5, "val/mIoU": 55.0},
-    ]
-    if step in ("float", "qat"):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (run_folder / "metrics.jsonl").write_text(text)
-    steps = [*before, own]
-    if summary:
-        document = {"step": step, "best_by": "mIoU", "metrics": {"mIoU": own["metrics"]["mIoU"]},
-                    "checkpoints": {"best": best.name}, "steps": steps, "best_epoch": 2,
-                    "epochs": 3, "findings": ["b: odd"], **more}  # fmt: skip
-        write_json(run_folder / "summary.json", document)
-    return run_folder
-
-
-def steps_of(run_folder: Path) -> list:
-    return json.loads((run_folder / "summary.json").read_text())["steps"]
-
-
-def test_a_page_tells_what_the_folder_holds(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = made_run(Path("runs"), "2026-11-22_051519-float", "float")
-    save_confusion(folder, metric_of(COUNTS))
-    document = describe_run(folder)
-    assert (document["name"], document["step"], document["seconds"]) == ("unet", "float", 42.5)
-    assert document["about"] == "unet · step float · cpu · batch 4"
-    assert document["remarks"] == ["layer a: all results are 0", "b: odd"]
-    assert document["confusion"][0].tolist() == COUNTS.tolist()
-    assert document["missing"] == {}
-    text = walk(write_run_page(folder).read_text()).text
-    assert "mIoU 60.00 at epoch 2 of 3." in text
-    assert f"hat report {folder}" in text
-
-
-def test_the_commands_to_go_on_keep_what_holds_for_all_steps(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = made_run(Path("runs"), "2026-11-22_051519-float", "float")
-    best = checkpoint_in(folder, "float")
-    lines = [line for part in describe_run(folder)["commands"].values() for line in part]
-    assert f"hat train unet data_rootdir=/data --step calibration --ckpt {best}" in lines
-    assert f"hat quantize unet data_rootdir=/data --ckpt {best}" in lines
-    assert f"hat train --resume-from {folder}" in lines
-    assert lines[0] == "hat train unet --step float data_rootdir=/data optim.lr=0.1"
-    elsewhere = made_run(tmp_path / "other", "2026-11-22_051519-calibration", "calibration")
-    (elsewhere / "args.txt").write_text("hat train --step calibration -c 'my unet.py' val.x=1\n")
-    lines = [line for part in describe_run(elsewhere)["commands"].values() for line in part]
-    words = [shlex.split(line) for line in lines if "--step qat" in line]
-    assert words[0][2:6] == ["my unet.py", "val.x=1", "--out", str(tmp_path / "other")]
-
-
-def test_steps_before_and_after_a_run_stand_side_by_side(tmp_path):
-    first = made_run(tmp_path, "2026-11-22_010000-float", "float")
-    second = made_run(
-        tmp_path, "2026-11-22_020000-calibration", "calibration", before=steps_of(first)
-    )
-    third = made_run(tmp_path, "2026-11-22_030000-qat", "qat", before=steps_of(second))
-    made_run(tmp_path, "2026-11-22_040000-float", "float")  # of another model
-    for folder in (first, second, third):
-        steps = describe_run(folder)["steps"]
-        assert [one["step"] for one in steps] == ["float", "calibration", "qat"]
-        assert [one["own"] for one in steps] == [f == folder for f in (first, second, third)]
-
-
-def test_the_newest_quantization_of_the_same_float_model_is_linked(tmp_path):
-    folder = made_run(tmp_path, "2026-11-22_010000-float", "float")
-    other_float = tmp_path / "unet" / "2026-11-21_010000-float"
-    for hour, source in ((2, folder), (3, folder), (4, other_float)):
-        name = f"2026-11-22_0{hour}0000"
-        other = made_run(tmp_path, f"{name}-calibration", "calibration", quantize="quantize.json")
-        document = {"checkpoint": str(source / "x.pth.tar"), "best_by": "mIoU", "layers": []}
-        write_json(other / "quantize.json", document)
-        (other / "report.html").write_text("")
-    found = describe_run(folder)["quantization"]
-    assert found["link"] == "../2026-11-22_030000-calibration/report.html"
-    assert [one["step"] for one in describe_run(folder)["steps"]] == ["float"]
-
-
-def test_a_run_that_was_stopped_tells_how_far_it_came(tmp_path):
-    folder = made_run(tmp_path, "2026-11-22_010000-float-2", "float", summary=False)
-    document = describe_run(folder)
-    assert (document["epochs"], document["planned"], document["best_epoch"]) == (3, 30, 2)
-    assert document["metrics"] == {"mIoU": 60.0}
-    page = walk(write_run_page(folder).read_text())
-    assert "mIoU 60.00 at epoch 2 of 3 done, 30 planned." in page.text
-    assert f"the end of the run: hat train --resume-from {folder}" in page.text
-
-
-def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is no run folder"):
-        describe_run(tmp_path)
-
-
-def test_runs_are_found_by_folder_name_and_time(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    old = made_run(Path("runs"), "2026-11-22_010000-float", "float")
-    new = made_run(Path("runs"), "2026-11-22_020000-qat", "qat")
-    assert find_run(None) == find_run("unet") == new
-    assert find_run(str(old)) == old
-    assert run_of_checkpoint(str(checkpoint_in(old, "float")))[:2] == (
-        checkpoint_in(old, "float"), old,
-    )  # fmt: skip
-    assert run_of_checkpoint("best.pth")[1] == new
-    Path("lone.pth.tar").write_bytes(b"")
-    for function, text, message in (
-        (find_run, "unett", "no run of unett in runs/"),
-        (find_run, str(tmp_path), "is no run folder"),
-        (find_run, "runs/unet/none", "is no run folder"),
-        (run_of_checkpoint, "none.pth.tar", "checkpoint not found"),
-        (run_of_checkpoint, "lone.pth.tar", "doesn't lie in a run folder"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            function(text)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder with data, a config and the run of one epoch."""
-    root = tmp_path_factory.mktemp("report")
-    data = make_cityscapes(root / "data", train=2, val=3, size=(128, 96))
-    config = str(write_tiny_config(root, data))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for split in ("train", "val"):
-            assert run(["pack", "cityscapes", "--src", str(data), "--split", split]) == 0
-        assert run(["train", config, "epochs=1"]) == 0
-    return root
-
-
-def test_a_training_leaves_a_page_and_hat_report_adds_pictures(trained, monkeypatch, capsys):
-    monkeypatch.chdir(trained)
-    (folder,) = Path("runs/tiny").iterdir()
-    page = walk((folder / "report.html").read_text())
-    assert "confusion" in [attrs["id"] for attrs in page.of("section")]
-    assert page.of("img") == []
-    assert f"best and worst pictures, exported files: hat report {folder}" in page.text
-    capsys.readouterr()
-    assert run(["report", "--pictures", "1", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["file"] == str(folder / "report.html")
-    page = walk((folder / "report.html").read_text())
-    assert len(page.of("img")) == 6
-    reported = json.loads((folder / "summary.json").read_text())["metrics"]["mIoU"]
-    assert result["metrics"]["mIoU"] == pytest.approx(reported, abs=1e-6)
-    assert f"Scored again for the classes and pictures below: {reported:.2f}." in page.text
-
-
-def test_files_of_the_run_are_told_of_and_others_are_not(trained, monkeypatch, capsys):
-    monkeypatch.chdir(trained)
-    (folder,) = Path("runs/tiny").iterdir()
-    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
-    own = {"hat.step": "float", "hat.check": json.dumps(CHECK)}
-    exported_file(folder / "own.onnx", **own, **{"hat.metrics": json.dumps(metrics)})
-    exported_file(Path("tiny.onnx"), **own, **{"hat.metrics": json.dumps({"mIoU": 1.0})})
-    (folder / "zz.onnx").write_bytes(b"not a model")
-    try:
-        assert run(["report", "-o", "page.html", "--pictures", "0"]) == 0
-    finally:
-        (folder / "zz.onnx").unlink()
-        (folder / "own.onnx").unlink()
-    printed = capsys.readouterr()
-    assert printed.out == "page.html\n"
-    assert "zz.onnx: not an ONNX model" in printed.err
-    text = walk(Path("page.html").read_text()).text
-    assert "own.onnx gives the same scores as torch" in text
-    assert "tiny.onnx" not in text
-    assert run(["report", "-o", "page.html", "--pictures", "0", "--onnx", "tiny.onnx"]) == 0
-    assert "tiny.onnx gives the same scores" in walk(Path("page.html").read_text()).text
-
-
-def test_data_that_is_gone_costs_the_pictures_and_not_the_page(trained, monkeypatch, capsys):
-    monkeypatch.chdir(trained)
-    assert run(["report", "-o", "gone.html", "data_rootdir=/nowhere"]) == 0
-    assert "warning: no pictures: " in capsys.readouterr().err
-    page = walk(Path("gone.html").read_text())
-    assert page.of("img") == []
-    assert "/nowhere" in page.text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["a", "b"], "one run is enough, got 'a' and 'b'"),
-        (["-o", "page.txt"], "a page is an .html file"),
-        (["val.batch_sizee=2"], "batch_sizee"),
-        (["--onnx", "none.onnx"], "none.onnx: cannot read it"),
-        (["--ckpt", "none.pth.tar"], "checkpoint not found"),
-    ],
-)
-def test_wrong_words_are_explained(trained, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(trained)
-    before = sorted(Path("runs").rglob("*"))
-    assert run(["report", *arguments]) in (1, 2)
-    assert message in capsys.readouterr().err
-    assert sorted(Path("runs").rglob("*")) == before
 
 
 def test_a_page_that_cannot_be_written_is_an_error(tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_loop import Blobs, flat, new_training, run, small_model
+from small_training import Blobs, flat, new_training, run, small_model
 from torch import Tensor, nn
 from torch.amp import GradScaler
 

@@ -205,7 +205,7 @@ def test_other_steps_keep_the_config(step):
         ({"qat": {"quantize": {}}}, "a step can't change 'quantize'"),
         ({"qat": 3}, "must be a dict"),
         ({"qat": {"epoch": 3}}, "unknown name 'epoch'"),
-        ({"qat": {"epochs": "3"}}, "epochs must be a int"),
+        ({"qat": {"epochs": "3"}}, "epochs must be of type int"),
     ],
 )
 def test_a_step_that_changes_what_it_cannot_is_an_error(steps, message):

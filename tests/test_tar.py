@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_imagenet import tar_of
 
-from hatcli.data.packers._members import Member, Members, Stamps
+from hatcli.data.packers._members import Member, Members, stamps_of
 from hatcli.data.packers._tar import Tar
 from hatcli.errors import DataError
 
@@ -86,6 +86,7 @@ def test_a_million_members_take_tens_of_megabytes():
     copy = pickle.loads(pickle.dumps(members))  # noqa: S301 - our own
     assert list(copy) == list(members)
     assert copy[-1] == members[999]
-    assert Stamps(copy)[10:12] == [Stamps(members)[10], Stamps(members)[11]]
+    stamps = stamps_of(members)
+    assert stamps_of(copy)[10:12] == [stamps[10], stamps[11]]
     with pytest.raises(IndexError):
         members[1000]

@@ -1,4 +1,4 @@
-"""A reader of packs written from docs/reference/pack-format.md alone; it knows nothing of hatcli."""
+"""A reader of packs written from docs/reference/pack-format.md; it knows nothing of hatcli."""
 
 import struct
 import zlib

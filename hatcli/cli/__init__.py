@@ -9,8 +9,10 @@ import os
 import pkgutil
 import sys
 import traceback
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from hatcli import __version__
 from hatcli.cli._encoding import prepare_streams
@@ -21,11 +23,27 @@ INTERNAL_ERROR = 70
 SIGINT_EXIT = 130
 SIGPIPE_EXIT = 141
 
+_JOURNEY = (
+    *("doctor", "demo", "pack", "data", "ops", "train", "eval", "export", "predict"),
+    *("report", "quantize", "bench", "models", "config"),
+)
+"""The commands as one comes to need them; what isn't named here stands behind."""
+
+
+class _Commands(TyperGroup):
+    """Lists the commands in the order of the journey, and not of the alphabet."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every name once."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: (*_JOURNEY, name).index(name))
+
 
 def build_app() -> typer.Typer:
     """The Typer application with every command module beside this file."""
     app = typer.Typer(
         name="hat",
+        cls=_Commands,
         help="From a raw dataset to a fixed-point model that runs.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -94,11 +112,13 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.filename is None:
             return _output_failed(error)
-        return _internal_error()
+        return _internal_error(error)
     except Exception as error:  # noqa: BLE001 - the last resort of a program
         if hasattr(error, "format_message"):  # what Typer raises for wrong usage
             return _usage_error(error)
-        return _internal_error()
+        return _internal_error(error)
+    if result == SIGINT_EXIT:  # Typer has caught the KeyboardInterrupt
+        complain("stopped")
     return result if isinstance(result, int) else 0
 
 
@@ -134,7 +154,17 @@ def _output_failed(error: OSError) -> int:
     return 1
 
 
-def _internal_error() -> int:
+def _internal_error(error: Exception) -> int:
+    """Tell of an error that nobody expected: in a file of the user's, or a defect."""
+    from hatcli.registry import user_files
+
     traceback.print_exc()
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if os.path.realpath(frame.filename) in user_files:
+            what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            place = f"{os.path.relpath(frame.filename)}:{frame.lineno}"
+            complain(f"{place}: {what}", f"that line of your own file says: {frame.line}")
+            return 1
     complain("this is a defect of hat", "please report it with the lines above")
     return INTERNAL_ERROR

@@ -145,8 +145,9 @@ class Bars:
                 self._live.update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
 
     def _text(self, line: Line) -> Text:
-        # One column stays free: a terminal whose line is full may have gone to the next.
-        before, length, after = line.fitted(self._console.width - 1, cell_len)
+        # Three columns stay free: a terminal whose line is full may have gone to the next, and
+        # the "^C" that it adds for Ctrl-C must not take it there, where the line isn't taken away.
+        before, length, after = line.fitted(self._console.width - 3, cell_len)
         is_ascii = not self._console.encoding.lower().startswith("utf")
         done, rest = bar_text(line.done, line.total, length, is_ascii=is_ascii)
         text = Text(f"{before} ", no_wrap=True, overflow="crop")

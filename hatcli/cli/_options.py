@@ -41,8 +41,9 @@ Devices = Annotated[
     str,
     typer.Option(
         "--device",
-        metavar="auto|cpu|cuda[:N]|0,1,...",
-        help="Where to compute. Several GPUs, or cpu,cpu: one process for each, by torchrun.",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:N; or several GPUs such as 0,1 (or cpu,cpu): one process for "
+        "each, by torchrun.",
     ),
 ]
 Weights = Annotated[
@@ -55,9 +56,8 @@ Weights = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-OutDir = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Folder to write to.", show_default=False),
+RunsDir = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where run folders go: runs.")
 ]
 
 
@@ -79,7 +79,10 @@ def one_target(
     if config_file is not None:
         targets.append(config_file)
     if len(targets) > 1:
-        raise UsageError(f"one target is enough, got {' and '.join(map(repr, targets))}")
+        raise UsageError(
+            f"one target is enough, got {' and '.join(map(repr, targets))}",
+            "settings are written key=value, e.g. optim.lr=0.02",
+        )
     return (targets[0] if targets else None), overrides
 
 
@@ -109,6 +112,9 @@ def find_model_file(
         assert ckpt is not None
         file, found = find_checkpoint(ckpt, config.name if config else None)
         if not file.is_file():
+            if file.suffix == ".onnx":
+                hint = f"hat export --ckpt best.pth -o {file.name}"
+                raise UsageError(f"no such file: {file}", f"write one: {hint}")
             raise UsageError(f"checkpoint not found: {file}", f"runs are in {RUNS}/")
         return file, found
     if ckpt is not None:

@@ -26,7 +26,7 @@ def show(result: "PackResult", *, as_json: bool) -> None:
 
 def _show(result: "PackResult") -> None:
     from hatcli.cli import _screen
-    from hatcli.data.packs.disk import size_text
+    from hatcli.disk import size_text
 
     meta = result.meta
     checks = _CHECKS.get(meta.get("options", {}).get("check"), "")

@@ -89,7 +89,7 @@ def convert(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Gets the folder SPLIT_lmdb or so.")
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Gets the folder SPLIT_lmdb or so.")
     ],
     pack_type: Annotated[
         str, typer.Option("--pack-type", metavar="lmdb|mxrecord", help="Kind of container.")
@@ -126,8 +126,9 @@ def convert(
 ) -> None:
     """A pack into another container, or a foreign LMDB pack into one that can be trusted.
 
-    Foreign packs hold msgpack maps or lists with numbers, texts, bytes and arrays of numbers.
-    Pickles, and arrays that hold pickles, are refused: they may run code.
+    Foreign packs hold msgpack maps or lists with numbers, texts, bytes and
+    arrays of numbers. Pickles, and arrays that hold pickles, are refused: they
+    may run code.
 
     Example: hat pack convert train_lmdb --out elsewhere --pack-type mxrecord
     """
@@ -147,7 +148,7 @@ def convert(
         )
     )
     _pack_result.show(result, as_json=as_json)
-    _screen.next_command(f"hat pack verify {result.path}")
+    _screen.next_command(["hat", "pack", "verify", result.path])
 
 
 def join(
@@ -166,7 +167,7 @@ def join(
 
     result = _screen.follow(join_shards(folder, overwrite=overwrite))
     _pack_result.show(result, as_json=as_json)
-    _screen.next_command(f"hat pack info {result.path}")
+    _screen.next_command(["hat", "pack", "info", result.path])
 
 
 def _show_verdicts(verdicts: "list[Verdict]") -> None:
@@ -211,7 +212,7 @@ def _how_far(found: "PackInfo") -> str:
 
 
 def _info_rows(found: "PackInfo") -> list[tuple[str, str]]:
-    from hatcli.data.packs.disk import size_text
+    from hatcli.disk import size_text
 
     meta = found.meta
     state = "complete" if found.is_complete else f"unfinished, {meta['next']} of {meta['length']}"

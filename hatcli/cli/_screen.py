@@ -6,13 +6,16 @@ Without a terminal there are no bars, but a plain line every so often.
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from hatcli.cli._drawing import Bars, PlainLines, Silence
 from hatcli.errors import StoppedBySignal
@@ -90,9 +93,18 @@ def print_table(
         table.add_row(*[escape(str(cell)) for cell in row])
     # As wide as it is: in a pipe, or a narrow terminal, digits would give way to dots.
     table.width = out.measure(table, options=out.options.update(max_width=10_000)).maximum
-    out.print(table)
+    lines = out.render_lines(table, out.options.update(width=table.width), pad=False)
+    for line in lines:
+        out.print(_stripped(line))
     if footer:
         out.print(footer, markup=False)
+
+
+def _stripped(line: list[Segment]) -> Text:
+    """Without the blanks at its end, which a narrow terminal shows as an empty line."""
+    text = Text.assemble(*[(segment.text, segment.style or "") for segment in line])
+    text.rstrip()
+    return text
 
 
 def print_metrics(
@@ -136,9 +148,14 @@ def say(text: str) -> None:
     out.print(text, markup=False)
 
 
-def next_command(*commands: str) -> None:
-    """The line that a user would type next, on stderr."""
-    for position, command in enumerate(commands):
+def next_command(*commands: str | Sequence[Any]) -> None:
+    """The lines that a user would type next, on stderr.
+
+    Args:
+        commands: each a text, or its words, of which those with blanks are quoted.
+    """
+    for position, given in enumerate(commands):
+        command = given if isinstance(given, str) else shlex.join(map(str, given))
         err.print(f"{'next:' if position == 0 else '     '} {command}", markup=False)
 
 

@@ -101,8 +101,14 @@ def diff(
         present = [{k: v for k, v in row.items() if v is not ABSENT} for row in rows]
         _screen.print_json({"a": names[0], "b": names[1], "differences": present})
     elif found:
-        cells = [[row.key, *(_shown(v, ABSENT) for v in (row.first, row.second))] for row in found]
-        _screen.print_table("", ["key", *names], cells)
+        cells = [(row.key, _shown(row.first, ABSENT), _shown(row.second, ABSENT)) for row in found]
+        widths = [max(map(len, column)) for column in zip(("key", *names), *cells, strict=True)]
+        if sum(widths) + 4 <= _screen.out.width:
+            _screen.print_table("", ["key", *names], cells)
+        else:
+            _screen.say(f"{names[0]} -> {names[1]}")
+            for key, one, other in cells:
+                _screen.say(f"{key}: {one} -> {other}")
     else:
         _screen.say(f"{names[0]} and {names[1]}: no difference")
 

@@ -70,7 +70,7 @@ def check(
     if wrong:
         kinds = "1 kind of fault" if wrong == 1 else f"{wrong} kinds of faults"
         raise CheckFailed(f"{' '.join(targets)}: {kinds}")
-    _screen.next_command(f"hat data show {targets[0]}")
+    _screen.next_command(["hat", "data", "show", targets[0]])
 
 
 @app.command()

@@ -14,7 +14,9 @@ def main(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. epochs=4."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Everything goes here.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Everything goes here.")
+    ] = Path("demo"),
     train: Annotated[int, typer.Option(min=8, help="Scenes to train on.")] = 160,
     val: Annotated[int, typer.Option(min=1, help="Scenes to score on.")] = 24,
     as_json: AsJson = False,
@@ -59,7 +61,7 @@ def main(
         scored = f"{model.onnx_scores.metrics['mIoU']:.2f} mIoU in onnxruntime"
         _screen.say(f"{f'ONNX of {step}':28}{model.exported.file}   {scored}")
     _screen.next_command(
-        f"hat eval {result.models[last.step].exported.file}",
+        ["hat", "eval", result.models[last.step].exported.file],
         "hat ops unet --shape 1,3,1024,2048",
         "hat pack cityscapes --split train    (your own data: docs/tutorials/unet-cityscapes.md)",
     )

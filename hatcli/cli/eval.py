@@ -44,7 +44,9 @@ def main(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for the figures; beside the file by default."),
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder for the figures; beside the file by default."
+        ),
     ] = None,
     device: Devices = "auto",
     as_json: AsJson = False,
@@ -129,9 +131,9 @@ def run_eval(
         _screen.print_metrics(result.metrics, result.official)
     _screen.err.print(f"written: {', '.join(map(str, result.written))}", markup=False)
     if weights is not None:
-        _screen.next_command(f"hat export {target} --weights {file}")
+        _screen.next_command(["hat", "export", target, "--weights", file])
     elif file.suffix != ".onnx":
-        _screen.next_command(f"hat export --ckpt {file}")
+        _screen.next_command(["hat", "export", "--ckpt", file])
 
 
 def _bound(text: str) -> tuple[str, float]:

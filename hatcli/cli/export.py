@@ -37,6 +37,7 @@ def main(
     onnx_name: Annotated[
         Path | None,
         typer.Option(
+            "--out",
             "--onnx-name",
             "-o",
             metavar="FILE",
@@ -56,7 +57,10 @@ def main(
     ] = None,
     dynamic: Annotated[
         Literal["none", "batch", "size", "both"],
-        typer.Option(help="Sizes that the file leaves open: N, or H and W, or both."),
+        typer.Option(
+            metavar="SIDES",
+            help="What the file leaves open: none, batch (N), size (H and W), or both.",
+        ),
     ] = "both",
     opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 25.")] = 18,
     with_preprocess: Annotated[
@@ -82,7 +86,7 @@ def main(
     ] = False,
     file_format: Annotated[
         Literal["onnx", "safetensors"],
-        typer.Option("--format", help="ONNX, or the weights alone as safetensors."),
+        typer.Option("--format", metavar="FORMAT", help="onnx, or safetensors: the weights alone."),
     ] = "onnx",
     verify: Annotated[
         Path | None,
@@ -93,7 +97,9 @@ def main(
             show_default=False,
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images that --verify compares.")] = 8,
+    images: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images that --verify compares.")
+    ] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's deployed model as ONNX, checked against onnxruntime.
@@ -146,7 +152,7 @@ def main(
     )
     result = _screen.follow(job)
     _show(result, as_json=as_json)
-    _screen.next_command(f"hat eval {result.file}")
+    _screen.next_command(["hat", "eval", result.file])
 
 
 def _show(result: "ExportResult", *, as_json: bool) -> None:

@@ -25,8 +25,9 @@ def main(
 ) -> None:
     """List the shipped networks: their cost, counted now, and their accuracy.
 
-    The columns float and int8 are what the original toolkit publishes for its own networks, in its
-    public J6 manual; "measured" is what was measured here, on the images that a footnote names.
+    The columns float and int8 are what the original toolkit publishes for its
+    own networks, in its public J6 manual; "measured" is what was measured here,
+    on the images that a footnote names.
 
     Example: hat models varg
     """
@@ -38,12 +39,14 @@ def main(
         _screen.print_json([asdict(row) for row in rows])
     else:
         notes = _footnotes(rows)
-        _screen.print_table(
-            "",
-            ["name", "task", "params", "MACs", "input", "float", "int8", "measured"],
-            [_cells(row, notes) for row in rows],
-            footer="\n".join(_footer(rows, notes)),
-        )
+        for task in dict.fromkeys(row.task for row in rows):
+            _screen.print_table(
+                "",
+                [task, "params", "MACs", "input", "float", "int8", "measured"],
+                [_cells(row, notes) for row in rows if row.task == task],
+            )
+        for line in _footer(rows, notes):
+            _screen.say(line)
     _screen.next_command(f"hat ops {rows[0].name}", f"hat train {rows[0].name}")
 
 
@@ -51,7 +54,6 @@ def _cells(row: "ModelRow", notes: list[str]) -> list[str]:
     published, measured = row.published, row.measured
     return [
         row.name,
-        row.task,
         f"{row.params / 1e6:.3f} M",
         f"{row.macs / 1e9:.3f} G",
         "x".join(map(str, row.shape[2:])),

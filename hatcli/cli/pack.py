@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hatcli.recipes.pack import PackResult
 
 _CONFIG_OF = {"cityscapes": "unet", "imagenet": "vargconvnet"}
+_LONG = 16
+"""Choices of more characters would be broken within words on 80 columns."""
 
 
 class _Datasets(TyperGroup):
@@ -119,6 +121,7 @@ def _pack(
         typer.Option(
             "--out",
             "--target-data-dir",
+            "-o",
             metavar="DIR",
             help="Gets the folder SPLIT_lmdb or so; the source's folder unless given.",
         ),
@@ -199,11 +202,16 @@ def _pack(
 def _as_option(parameter: Parameter, description: str) -> inspect.Parameter:
     """A packer's keyword argument as an option; left out, the packer's default holds."""
     kinds: dict[str, Any] = {"int": int, "float": float, "bool": bool}
-    kind = kinds.get(parameter.annotation, str)
+    kind, metavar = kinds.get(parameter.annotation, str), None
     if parameter.annotation.startswith("Literal["):
         choices = ast.literal_eval(f"({parameter.annotation[len('Literal[') : -1]},)")
         kind = Literal[choices]
-    option = typer.Option("--" + parameter.name.replace("_", "-"), help=description)
+        if len("|".join(choices)) > _LONG:
+            metavar = parameter.name.upper()
+            description = f"{' or '.join(choices)}. {description}"
+    option = typer.Option(
+        "--" + parameter.name.replace("_", "-"), metavar=metavar, help=description
+    )
     return inspect.Parameter(
         parameter.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -232,23 +240,24 @@ def _what_next(
     source: Path | None,
     out: Path | None,
     options: Mapping[str, Any],
-) -> str:
-    """The other split, or what puts the pack to use."""
+) -> list[str]:
+    """The words of the command for the other split, or of one that puts the pack to use."""
     folder, meta = result.path.parent, result.meta
     if "shard" in meta:
-        return f"hat pack join {folder}"
+        return ["hat", "pack", "join", str(folder)]
     suffix = result.path.name.removeprefix(meta["split"])
     if meta["split"] == "train" and not (folder / f"val{suffix}").exists():
-        places = f" --src {source}" if source else ""
-        places += f" --out {out}" if out else ""
-        places += f" --pack-type {suffix[1:]}" if suffix != "_lmdb" else ""
+        places = ["--src", str(source)] if source else []
+        places += ["--out", str(out)] if out else []
+        places += ["--pack-type", suffix[1:]] if suffix != "_lmdb" else []
         for name, value in options.items():
             option = "--" + name.replace("_", "-")
-            places += f" {option}" if value is True else f" {option} {value}"
-        return f"hat pack {word} --split val{places}"
+            places += [option] if value is True else [option, str(value)]
+        return ["hat", "pack", word, "--split", "val", *places]
     if word not in _CONFIG_OF:
-        return f"hat {'pack verify' if word.endswith('.py') else 'data show'} {result.path}"
-    where = f" data_rootdir={folder}" if source or out else ""
+        verb = ["pack", "verify"] if word.endswith(".py") else ["data", "show"]
+        return ["hat", *verb, str(result.path)]
+    where = [f"data_rootdir={folder}"] if source or out else []
     if suffix != "_lmdb":
-        where += f" train.dataset.path=train{suffix} val.dataset.path=val{suffix}"
-    return f"hat train {_CONFIG_OF[word]}{where}"
+        where += [f"train.dataset.path=train{suffix}", f"val.dataset.path=val{suffix}"]
+    return ["hat", "train", _CONFIG_OF[word], *where]

@@ -36,8 +36,9 @@ def main(
         Literal["overlay", "side", "palette", "ids", "json"],
         typer.Option(
             "--format",
-            help="Of a segmentation: classes over the picture, beside it, as a PNG of class "
-            "indices in colour or in grey, or no picture.",
+            metavar="FORMAT",
+            help="Of a segmentation: overlay (the classes over the picture), side (beside it), "
+            "palette or ids (a PNG of class indices, in colour or in grey), or json (no picture).",
         ),
     ] = "overlay",
     as_jpeg: Annotated[

@@ -13,6 +13,7 @@ from hatcli.cli._options import (
     AsJson,
     ConfigFile,
     Device,
+    RunsDir,
     TargetAndOverrides,
     Weights,
     one_target,
@@ -72,9 +73,7 @@ def main(
             "fake-quantized and integer forms and onnxruntime.",
         ),
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where run folders go: runs.")
-    ] = None,
+    out: RunsDir = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -166,10 +165,9 @@ def _show(result: "QuantizeResult") -> None:
     title = f"{len(layers)} layers, the {len(shown)} worst:" if len(layers) > WORST else ""
     metric = f"{result.best_by} alone"
     _screen.print_table(title, ["layer", "kind", "SQNR", "alone", metric], rows)
-    told = [layer for layer in shown if layer["remedy"]]
-    for layer in told:
+    for advice, names in _advice(shown).items():
         _screen.say("")
-        for line in _wrapped(f"{layer['name']}: {layer['cause']}; to do: {layer['remedy']}"):
+        for line in _wrapped(f"{', '.join(names)}: {advice}"):
             _screen.say(line)
     _screen.say("")
     _screen.print_accuracies(*accuracy_table(result.document["steps"], result.best_by))
@@ -237,6 +235,16 @@ def _short(name: str) -> str:
     return name if len(name) <= NAME_WIDTH else "..." + name[3 - NAME_WIDTH :]
 
 
+def _advice(layers: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Each cause with its remedy, and the layers that it is about."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer["remedy"]:
+            advice = f"{layer['cause']}; to do: {layer['remedy']}"
+            found.setdefault(advice, []).append(layer["name"])
+    return found
+
+
 def _row(layer: dict[str, Any]) -> list[str]:
     metric = layer["alone_metric"]
     return [
@@ -268,9 +276,9 @@ def _next(result: "QuantizeResult", target: str, overrides: list[str], out: Path
         kept.append(result.override)
     else:
         kept = overrides
-    words = shlex.join([target, *kept, *(["--out", str(out)] if out else [])])
+    words = ["hat", "train", target, *kept, *(["--out", out] if out else [])]
     _screen.next_command(
-        f"hat train {words} --step int_infer --ckpt {result.best}",
-        f"hat train {words} --step qat --ckpt {result.best}",
-        f"hat export --ckpt {result.best}",
+        [*words, "--step", "int_infer", "--ckpt", result.best],
+        [*words, "--step", "qat", "--ckpt", result.best],
+        ["hat", "export", "--ckpt", result.best],
     )

@@ -12,6 +12,7 @@ from hatcli.cli._options import (
     AsJson,
     ConfigFile,
     Devices,
+    RunsDir,
     TargetAndOverrides,
     Weights,
     one_target,
@@ -64,7 +65,10 @@ def main(
     arguments: TargetAndOverrides = None,
     config: ConfigFile = None,
     step: Annotated[
-        str, typer.Option("--step", metavar="|".join(STEPS), help="Which step of the journey.")
+        str,
+        typer.Option(
+            "--step", metavar="STEP", help=f"{', '.join(STEPS[:-1])}, or {STEPS[-1]} of them."
+        ),
     ] = "float",
     ckpt: Annotated[
         str | None,
@@ -89,9 +93,7 @@ def main(
         typer.Option("--amp/--no-amp", help="bfloat16 autocast, or float32; float alone has it."),
     ] = None,
     device: Devices = "auto",
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where run folders go: runs.")
-    ] = None,
+    out: RunsDir = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest run of this config and step.")
     ] = False,
@@ -113,7 +115,7 @@ def main(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="The checkpoint that --val-only scores; the newest best one of the step.",
+            help="Checkpoint that --val-only scores; the newest best one of the step by default.",
             show_default=False,
         ),
     ] = None,
@@ -284,7 +286,10 @@ def _checkpoint_to_resume(request: _Request) -> tuple[Path, list[Warned]]:
     run = newest_run(name, request.step, root)
     if run is None:
         step = "" if request.step == "float" else f"{request.step} "
-        raise UsageError(f"no {step}run of {name} in {root}/ to go on with")
+        raise UsageError(
+            f"no {step}run of {name} in {root}/ to go on with",
+            "without --resume a new one starts; --resume-from FOLDER names one elsewhere",
+        )
     return find_in_run(run)
 
 
@@ -307,7 +312,8 @@ def _show(results: "list[StepResult]", request: _Request, *, as_json: bool) -> N
     target = request.target or last.run.parent.name
     words = [target, *kept, *(["--out", str(request.out)] if request.out else [])]
     steps = [f"hat train {shlex.join(words)} --step {step}" for step in NEXT[last.step]]
-    _screen.next_command(*steps, f"hat eval --ckpt {last.best}", f"hat export --ckpt {last.best}")
+    with_best = [["hat", verb, "--ckpt", last.best] for verb in ("eval", "export")]
+    _screen.next_command(*steps, *with_best)
 
 
 def _follow(job: Job[T]) -> T:

@@ -29,12 +29,10 @@ class Picture:
     Attributes:
         name: of the sample, or the path of the file below its folder.
         pixels: reads it: (H, W, 3) uint8 RGB, upright.
-        is_frame: whether it is part of a video, and not a picture by itself.
     """
 
     name: str
     pixels: Callable[[], Pixels]
-    is_frame: bool = False
 
 
 def open_pictures(path: Path, *, every: int = 1, leave_out: Path | None = None) -> "PictureSource":
@@ -144,11 +142,11 @@ class VideoPictures:
             try:
                 pixels = next(frames, None)
             except DataError as error:
-                yield Picture(name, partial(_fail, error), is_frame=True)
+                yield Picture(name, partial(_fail, error))
                 return
             if pixels is None:
                 return
-            yield Picture(name, partial(_given, pixels), is_frame=True)
+            yield Picture(name, partial(_given, pixels))
             number += self.every
 
 

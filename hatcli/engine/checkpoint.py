@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hatcli.disk import sync_to_disk
 from hatcli.errors import CheckpointError, UsageError
 
 FORMAT = "hat-checkpoint"
@@ -39,7 +40,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _fsync_folder(path.parent)
+        sync_to_disk(path.parent)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         reason = _os_reason(error)
@@ -191,11 +192,3 @@ def _os_reason(error: BaseException) -> str:
             return cause.strerror or str(cause)
         cause = cause.__cause__ or cause.__context__
     return str(error).partition("\n")[0]
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

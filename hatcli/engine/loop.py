@@ -124,9 +124,11 @@ def _steps(
             training.samples += samples_a_step
             if value is not None:
                 meter.add(value, names_of(group))
-            if _is_due(number, steps, settings):
+            is_due = _is_due(number, steps, settings)
+            if is_due or meter.is_overdue():
                 report = meter.report(epoch + 1, settings.epochs, number, steps, training.lr)
-            if isinstance(forward, DataParallel) and (report or device.type == "cpu"):
+            # By the count of steps alone: all processes ask each other at the same one.
+            if isinstance(forward, DataParallel) and (is_due or device.type == "cpu"):
                 forward.stop_if_asked()
         if report is not None:
             yield report
@@ -152,6 +154,5 @@ def _start_epoch(
 
 
 def _is_due(number: int, steps: int, settings: FitSettings) -> bool:
-    """Whether a step is reported."""
-    is_saved = settings.save_every is not None and number % settings.save_every == 0
-    return number % settings.log_every == 0 or number == steps or is_saved
+    """Whether a step is reported, however long it took."""
+    return number % settings.log_every == 0 or number == steps or settings.is_saved_at(number)

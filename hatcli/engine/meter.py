@@ -9,6 +9,8 @@ from torch import Tensor
 from hatcli.errors import HatError
 from hatcli.events import StepDone
 
+REPORT_WITHIN_S = 2.0  # where steps are slow, waiting for a number of them looks like a standstill
+
 
 class NonFinite(HatError):  # noqa: N818 - what was found, not how
     """A loss or a gradient that is infinite or not a number.
@@ -24,7 +26,7 @@ class NonFinite(HatError):  # noqa: N818 - what was found, not how
         super().__init__(
             f"the {what} is {value}{where}; samples: {shown}",
             "lower optim.lr, set fit.clip_grad_norm=1.0 or fit.precision=float32; "
-            "the last checkpoint is intact",
+            "earlier checkpoints, if any, are whole",
         )
         self.what, self.value, self.names = what, value, names
 
@@ -78,6 +80,10 @@ class LossMeter:
             for total in (self._epoch, self._recent):
                 total[0] += value * len(names)
                 total[1] += len(names)
+
+    def is_overdue(self) -> bool:
+        """Whether the last report was long ago."""
+        return time.perf_counter() - self._since > REPORT_WITHIN_S
 
     def report(self, epoch: int, epochs: int, step: int, steps: int, lr: float) -> StepDone:
         """The mean since the last report, and how fast it went."""

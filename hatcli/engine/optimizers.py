@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hatcli.engine import OPTIMIZERS
+from hatcli.errors import ConfigError
 
 
 @OPTIMIZERS.register
@@ -24,7 +25,10 @@ def sgd(
         fused: all parameters by one kernel, on a CPU in a third of the time and less.
     """
     groups = weight_decay_groups(model, weight_decay)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    try:
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    except ValueError as error:
+        raise ConfigError(f"optimizer 'sgd': {error}") from error
 
 
 @OPTIMIZERS.register
@@ -42,8 +46,11 @@ def adamw(
         fused: as for `sgd`.
     """
     groups = weight_decay_groups(model, weight_decay)
-    first, second = betas or (0.9, 0.999)
-    return torch.optim.AdamW(groups, lr=lr, betas=(first, second), eps=eps, fused=fused)
+    try:
+        first, second = betas or (0.9, 0.999)
+        return torch.optim.AdamW(groups, lr=lr, betas=(first, second), eps=eps, fused=fused)
+    except ValueError as error:
+        raise ConfigError(f"optimizer 'adamw': {error}") from error
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

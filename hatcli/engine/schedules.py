@@ -56,7 +56,10 @@ def cosine(
     warmup_steps = warmup_epochs * steps_per_epoch
     total = steps_per_epoch * epochs - warmup_steps
     if total <= 0:
-        raise ConfigError(f"schedule 'cosine': {warmup_epochs} epochs of warm-up leave no others")
+        raise ConfigError(
+            f"schedule 'cosine': {warmup_epochs} epochs of warm-up leave none of the {epochs}",
+            "lower schedule.warmup_epochs, e.g. schedule.warmup_epochs=0, or train longer",
+        )
 
     def factor(step: int) -> float:
         progress = min(1.0, max(0.0, step - warmup_steps) / total)

@@ -172,7 +172,7 @@ def _count_skip(training: Training, names: Sequence[str]) -> None:
         raise HatError(
             f"{MAX_SKIPPED} steps in a row had a loss or gradient that isn't finite; "
             f"the last one's samples: {', '.join(names[:8])}",
-            "lower optim.lr, or set fit.precision=float32; the last checkpoint is intact",
+            "lower optim.lr, or set fit.precision=float32; earlier checkpoints, if any, are whole",
         )
 
 

@@ -30,7 +30,7 @@ class FitSettings:
             "skip" leaves the step out, batch norm statistics included, and stops after ten in
             a row. It looks at each loss before the step, and so waits for a GPU at each.
         compile: compile the model's forward pass by `torch.compile`.
-        log_every: steps between two reports.
+        log_every: steps between two reports; where they take longer, one every two seconds.
         save_every: steps between two reports at which the caller saves; None for none.
         val_every: epochs between two validations; the last epoch is always validated.
     """
@@ -45,6 +45,10 @@ class FitSettings:
     log_every: int = 20
     save_every: int | None = None
     val_every: int = 1
+
+    def is_saved_at(self, step: int) -> bool:
+        """Whether the caller saves when this step of an epoch, counted from 1, is reported."""
+        return self.save_every is not None and step % self.save_every == 0
 
 
 @dataclass

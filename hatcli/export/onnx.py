@@ -132,7 +132,7 @@ def export_onnx(
                 dynamic_shapes=_open_sizes(dynamic, size_divisor),
             )
     except OnnxExporterError as error:
-        raise _explained(error) from error
+        raise _explained(error, shape) from error
     if program is None or program.exported_program is None:
         raise HatError("the exporter of torch gave no model")
     model, traced = program.model_proto, program.exported_program
@@ -217,7 +217,7 @@ def _open_sizes(dynamic: Dynamic, size_divisor: int) -> tuple[dict[int, Any]] | 
     return (sizes,) if sizes else None
 
 
-def _explained(error: BaseException) -> HatError:
+def _explained(error: BaseException, shape: Sequence[int]) -> HatError:
     """The innermost cause of the exporter's error, which is pages long, in one line."""
     cause = error
     while cause.__cause__ is not None and not isinstance(cause, HatError):
@@ -225,8 +225,10 @@ def _explained(error: BaseException) -> HatError:
     if isinstance(cause, HatError):
         return cause
     line = (str(cause).strip().splitlines() or [""])[0]
+    sizes = ",".join(map(str, shape))
     return HatError(
         f"the model cannot be exported: {type(cause).__name__}: {line[:200]}",
+        f"'hat ops TARGET --shape {sizes}' tells whether it takes images of this shape; "
         "its forward must be traceable by torch.export, with operators that ONNX has",
     )
 

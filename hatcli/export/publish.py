@@ -1,11 +1,11 @@
 """A file gets its name only when it is whole."""
 
 import contextlib
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from hatcli.disk import sync_to_disk
 from hatcli.errors import HatError, UsageError
 from hatcli.export.metadata import seal
 
@@ -34,12 +34,12 @@ def unpublished(
     try:
         yield temporary
         if finish is None:
-            _sync(temporary)
+            sync_to_disk(temporary)
         else:
             finish(temporary)
         _refuse_existing(path, overwrite=overwrite)  # another process may have been quicker
         temporary.replace(path)
-        _sync(path.parent)  # makes the new name survive a power cut
+        sync_to_disk(path.parent)  # makes the new name survive a power cut
     except OSError as error:
         raise HatError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -51,11 +51,3 @@ def _refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{path}: is a folder", "name a file, e.g. --onnx-name unet.onnx")
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: exists already", "replace it with --overwrite")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,21 +4,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hatcli.losses import LOSSES
-from hatcli.losses.multi_stride import (
-    bring_together,
-    label_to_ignore,
-    mean_over_cells,
-    require_class_weights,
-    sum_over_heads,
-    weights_of_classes,
-)
+from hatcli.losses.of_labels import LossOfLabels
 
 
 @LOSSES.register
-class CrossEntropy(nn.Module):
+class CrossEntropy(LossOfLabels):
     """Cross-entropy of the softmax of raw scores, summed over the heads.
 
     Each head's loss is the mean over its cells, weighted by class as in
@@ -48,43 +41,15 @@ class CrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
         class_pixels: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
-        self.stride_weights = stride_weights
-        self.match = match
+        super().__init__(ignore_index, class_weights, stride_weights, match, class_pixels)
         self.label_smoothing = label_smoothing
-        self.class_weights: Tensor | None
-        weights = weights_of_classes(class_weights, class_pixels)
-        self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, scores: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        """The loss, a float32 scalar (float64 of float64 scores).
-
-        Args:
-            scores: (N, C, h, w) of one head or a tuple of heads, any floating type; (N, C) for
-                whole images.
-            targets: (N, H, W) labels of any integer type; (N,) for whole images.
-        """
-        return sum_over_heads(
-            scores, self.stride_weights, lambda head: self._loss_of(head, targets)
-        )
-
-    def _loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
-        require_class_weights(self.class_weights, scores)
-        ignore_index = label_to_ignore(scores, self.ignore_index)
-        scores, targets = bring_together(scores, targets, self.match, ignore_index)
-        losses = F.cross_entropy(
+    def _cell_losses(self, scores: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+        return F.cross_entropy(
             scores,
             targets,
             self.class_weights,
             ignore_index=ignore_index,
             reduction="none",
             label_smoothing=self.label_smoothing,
-        )
-        return mean_over_cells(
-            losses,
-            targets,
-            self.class_weights,
-            ignore_index,
-            count_unlabelled=self.match == "agree",
         )

@@ -1,4 +1,4 @@
-"""What the losses share: score maps coarser than their labels, and the mean over cells."""
+"""Score maps coarser than their labels, and the mean over cells."""
 
 from collections.abc import Callable, Sequence
 

@@ -5,21 +5,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hatcli.losses import LOSSES
-from hatcli.losses.multi_stride import (
-    bring_together,
-    label_to_ignore,
-    mean_over_cells,
-    require_class_weights,
-    sum_over_heads,
-    weights_of_classes,
-)
+from hatcli.losses.of_labels import LossOfLabels
 
 
 @LOSSES.register
-class SoftmaxFocal(nn.Module):
+class SoftmaxFocal(LossOfLabels):
     """The focal loss -alpha (1 - p)^gamma log p of the true class, summed over the heads.
 
     Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002, equation 5, with the
@@ -54,32 +47,11 @@ class SoftmaxFocal(nn.Module):
         match: Literal["nearest", "agree", "upsample"] = "agree",
         class_pixels: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(ignore_index, class_weights, stride_weights, match, class_pixels)
         self.alpha = alpha
         self.gamma = gamma
-        self.ignore_index = ignore_index
-        self.stride_weights = stride_weights
-        self.match = match
-        self.class_weights: Tensor | None
-        weights = weights_of_classes(class_weights, class_pixels)
-        self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, scores: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        """The loss, a float32 scalar (float64 of float64 scores).
-
-        Args:
-            scores: (N, C, h, w) of one head or a tuple of heads, any floating type; (N, C) for
-                whole images.
-            targets: (N, H, W) labels of any integer type; (N,) for whole images.
-        """
-        return sum_over_heads(
-            scores, self.stride_weights, lambda head: self._loss_of(head, targets)
-        )
-
-    def _loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
-        require_class_weights(self.class_weights, scores)
-        ignore_index = label_to_ignore(scores, self.ignore_index)
-        scores, targets = bring_together(scores, targets, self.match, ignore_index)
+    def _cell_losses(self, scores: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
         surprise = F.cross_entropy(
             scores, targets, ignore_index=ignore_index, reduction="none"
         )  # -log p, 0 where ignored
@@ -89,10 +61,4 @@ class SoftmaxFocal(nn.Module):
         if self.class_weights is not None:
             labelled = targets != ignore_index
             losses = losses * self.class_weights[targets.where(labelled, 0)]
-        return mean_over_cells(
-            losses,
-            targets,
-            self.class_weights,
-            ignore_index,
-            count_unlabelled=self.match == "agree",
-        )
+        return losses

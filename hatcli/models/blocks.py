@@ -116,6 +116,23 @@ def normalised_classifier(
     return nn.Sequential(layers)
 
 
+class VargNet(nn.Module):
+    """A stem at stride 2, stages that halve the map each, and a classifier.
+
+    ``forward`` takes float32 images (N, 3, H, W) and returns float32 scores (N, num_classes).
+    """
+
+    def __init__(self, stem: nn.Module, stages: nn.Sequential, head: nn.Module) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = stages
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (N, num_classes)."""
+        return self.head(self.stages(self.stem(images)))
+
+
 class DropPath(nn.Module):
     """Leaves out a residual branch for a random share of the images of a batch, in training.
 

@@ -20,6 +20,7 @@ from hatcli.errors import ConfigError
 from hatcli.models import MODELS
 from hatcli.models.blocks import (
     DropPath,
+    VargNet,
     conv_bn,
     drop_path_rates,
     group_unit,
@@ -38,7 +39,7 @@ def vargconvnet(
     top_channels: int = 1024,
     deep_stem: bool = True,
     drop_path: float = 0.0,
-) -> "VargConvNet":
+) -> VargNet:
     """VargConvNet: 4.512 GMACs at 224x224 and 9.47 M parameters as it stands.
 
     Args:
@@ -59,30 +60,13 @@ def vargconvnet(
         for index in range(len(repeats))
     ]
     head = normalised_classifier(channels[-1], top_channels, num_classes)
-    model = VargConvNet(stem, nn.Sequential(*stages), head)
+    model = VargNet(stem, nn.Sequential(*stages), head)
     rates = drop_path_rates("vargconvnet", sum(repeats), drop_path)
     blocks = [module for module in model.modules() if isinstance(module, Block | DownBlock)]
     for block, rate in zip(blocks, rates, strict=True):
         block.drop_path.rate = rate
     init_weights(model)
     return model
-
-
-class VargConvNet(nn.Module):
-    """A stem at stride 2, stages that halve the map each, and a classifier.
-
-    ``forward`` takes float32 images (N, 3, H, W) and returns float32 scores (N, num_classes).
-    """
-
-    def __init__(self, stem: nn.Module, stages: nn.Sequential, head: nn.Module) -> None:
-        super().__init__()
-        self.stem = stem
-        self.stages = stages
-        self.head = head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores (N, num_classes)."""
-        return self.head(self.stages(self.stem(images)))
 
 
 class Block(nn.Module):

@@ -10,14 +10,20 @@ from torch import Tensor, nn
 
 from hatcli.errors import ConfigError
 from hatcli.models import MODELS
-from hatcli.models.blocks import conv_bn, group_unit, init_weights, normalised_classifier
+from hatcli.models.blocks import (
+    VargNet,
+    conv_bn,
+    group_unit,
+    init_weights,
+    normalised_classifier,
+)
 
 GROUP_WIDTH = 8
 CHANNELS = (32, 32, 64, 128, 256)  # of the stem, then of each stage, at width 1
 
 
 @MODELS.register
-def vargnetv2(num_classes: int = 1000, width: float = 1.0) -> "VargNetV2":
+def vargnetv2(num_classes: int = 1000, width: float = 1.0) -> VargNet:
     """VargNetV2: 0.360 GMACs at 224x224 and 3.63 M parameters at width 1.
 
     Args:
@@ -28,7 +34,7 @@ def vargnetv2(num_classes: int = 1000, width: float = 1.0) -> "VargNetV2":
 
 
 @MODELS.register
-def tiny_vargnetv2(num_classes: int = 1000, width: float = 1.0) -> "VargNetV2":
+def tiny_vargnetv2(num_classes: int = 1000, width: float = 1.0) -> VargNet:
     """A shallower VargNetV2: 0.267 GMACs at 224x224 and 2.63 M parameters at width 1.
 
     Args:
@@ -36,23 +42,6 @@ def tiny_vargnetv2(num_classes: int = 1000, width: float = 1.0) -> "VargNetV2":
         width: as in `vargnetv2`.
     """
     return _build("tiny_vargnetv2", num_classes, width, (1, 3, 4, 2), stem_relu=True)
-
-
-class VargNetV2(nn.Module):
-    """A stem at stride 2, stages that halve the map each, and a classifier.
-
-    ``forward`` takes float32 images (N, 3, H, W) and returns float32 scores (N, num_classes).
-    """
-
-    def __init__(self, stem: nn.Module, stages: nn.Sequential, head: nn.Module) -> None:
-        super().__init__()
-        self.stem = stem
-        self.stages = stages
-        self.head = head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores (N, num_classes)."""
-        return self.head(self.stages(self.stem(images)))
 
 
 class Block(nn.Module):
@@ -96,7 +85,7 @@ class DownBlock(nn.Module):
 
 def _build(
     name: str, num_classes: int, width: float, repeats: Sequence[int], *, stem_relu: bool
-) -> VargNetV2:
+) -> VargNet:
     channels = [width * base for base in CHANNELS]
     if width < 0.25 or any(wide % GROUP_WIDTH for wide in channels):
         raise ConfigError(
@@ -111,7 +100,7 @@ def _build(
         blocks += [Block(wide, factor) for _ in range(count - 1)]
         stages.append(nn.Sequential(*blocks))
         before = wide
-    model = VargNetV2(
+    model = VargNet(
         conv_bn(3, stem, 3, 2, relu=stem_relu, bias=True),
         nn.Sequential(*stages),
         normalised_classifier(before, round(1024 * max(1.0, width)), num_classes, bias=True),

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, fx
 
 from hatcli.errors import HatError, UsageError
-from hatcli.events import Job, Note, Progress
+from hatcli.events import Job, Progress
 from hatcli.quantize.findings import Finding
 from hatcli.quantize.layers import QuantConv2d, QuantLinear
 from hatcli.quantize.patches import Places, patches, pick_places, results
 from hatcli.quantize.quantizers import ActivationQuantizer, set_mode
 from hatcli.quantize.rounding import Problem, learn_codes
 from hatcli.quantize.spec import AdaRoundSpec
-from hatcli.quantize.stretches import Stretch, Values, cut, measure, run, within
+from hatcli.quantize.stretches import Stretch, Values, cut, fitting, run
 
 MOST_VALUES = 1 << 25  # of the inputs that a layer learns from: 128 MiB
 MOST_PLACES = 8192
@@ -67,20 +67,12 @@ def round_weights(
     stretches = list(cut(graph, layers))
     if not stretches:
         return findings
-    device = next(graph.parameters()).device
-    given = [batch.to(device) for batch in batches if len(batch)]
-    start = next(node for node in graph.graph.nodes if node.op == "placeholder")
-    used = within(memory_limit, given, measure(graph, stretches, {start: given[0][:1].clone()}))
-    if sum(map(len, used)) < sum(map(len, given)):
-        yield Note(
-            f"AdaRound looks at {sum(map(len, used))} of {sum(map(len, given))} images: "
-            f"more would need more than {memory_limit / 2**30:.2g} GiB of memory"
-        )
+    images = yield from fitting(graph, stretches, batches, memory_limit, "AdaRound")
     before = {
         layer: (layer.weight.detach().clone(), layer.bias.detach().clone())
         for layer in layers.values()
     }
-    pair = _Pair(graph, start, used, spec)
+    pair = _Pair(graph, images, spec)
     try:
         for done, stretch in enumerate(stretches):
             yield Progress("rounding weights", done, len(stretches), "layers")
@@ -118,13 +110,10 @@ def _rounded_layers(graph: fx.GraphModule, findings: list[Finding]) -> dict[str,
 class _Pair:
     """The same images on their way through the float model and the quantized one."""
 
-    def __init__(
-        self, graph: fx.GraphModule, start: fx.Node, images: list[Tensor], spec: AdaRoundSpec
-    ) -> None:
+    def __init__(self, graph: fx.GraphModule, images: list[Values], spec: AdaRoundSpec) -> None:
         self._graph = graph
         self._spec = spec
-        self._exact: list[Values] = [{start: batch} for batch in images]
-        self._quantized: list[Values] = [{start: batch} for batch in images]
+        self._exact, self._quantized = images, [dict(values) for values in images]
         self._generator = torch.Generator().manual_seed(spec.seed)
 
     def advance(self, stretch: Stretch, layer: Any, *, correct: bool) -> None:

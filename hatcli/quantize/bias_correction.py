@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from hatcli.errors import HatError, UsageError
-from hatcli.events import Job, Note, Progress
+from hatcli.events import Job, Progress
 from hatcli.quantize.findings import Finding
 from hatcli.quantize.layers import QuantConv2d, QuantLinear
 from hatcli.quantize.quantizers import ActivationQuantizer, Mode, set_mode
-from hatcli.quantize.stretches import Stretch, Values, cut, measure, run, within
+from hatcli.quantize.stretches import Stretch, Values, cut, fitting, run
 
 LARGE_CORRECTION = 0.1  # of the range of the layer's result
 
@@ -54,19 +54,9 @@ def correct_biases(
     stretches = list(cut(graph, layers))
     if not stretches:
         return findings
-    device = next(graph.parameters()).device
-    given = [batch.to(device) for batch in batches]
-    start = next(node for node in graph.graph.nodes if node.op == "placeholder")
-    image = next(batch for batch in given if len(batch))[:1].clone()
-    used = within(memory_limit, given, measure(graph, stretches, {start: image}))
-    if sum(map(len, used)) < sum(map(len, given)):
-        yield Note(
-            f"bias correction looks at {sum(map(len, used))} of {sum(map(len, given))} images: "
-            f"more would need more than {memory_limit / 2**30:.2g} GiB of memory"
-        )
+    quantized = yield from fitting(graph, stretches, batches, memory_limit, "bias correction")
+    exact = [dict(values) for values in quantized]
     biases = {layer: layer.bias.detach().clone() for layer in layers.values()}
-    exact: list[Values] = [{start: images} for images in used]
-    quantized: list[Values] = [{start: images} for images in used]
     try:
         for done, stretch in enumerate(stretches):
             yield Progress("correcting biases", done, len(stretches), "layers")

@@ -4,12 +4,13 @@ Passes that change one layer after another, each with all before it changed alre
 values between two layers instead of running the graph from its start for each of them.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
+from hatcli.events import Job, Note
 from hatcli.quantize.quantizers import set_mode
 
 Values = dict[fx.Node, Tensor]
@@ -97,6 +98,35 @@ def measure(graph: nn.Module, stretches: list[Stretch], values: Values) -> Memor
             within = max(within, _bytes(values))
         between = max(between, _bytes(values))
     return Memory(2 * between, within)
+
+
+def fitting(
+    graph: fx.GraphModule,
+    stretches: list[Stretch],
+    batches: Sequence[Tensor],
+    memory_limit: int,
+    activity: str,
+) -> Job[list[Values]]:
+    """The values that each batch begins with, of as many images as the memory has room for.
+
+    Leaves the graph in mode "quantize".
+
+    Args:
+        batches: (N, 3, H, W) float32 each, at least one with an image.
+        memory_limit: bytes that the tensors between the layers may take.
+        activity: what wants to look at them, for the note that tells of fewer images.
+    """
+    device = next(graph.parameters()).device
+    given = [batch.to(device) for batch in batches if len(batch)]
+    start = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    used = within(memory_limit, given, measure(graph, stretches, {start: given[0][:1].clone()}))
+    images, all_images = (sum(map(len, tensors)) for tensors in (used, given))
+    if images < all_images:
+        yield Note(
+            f"{activity} looks at {images} of {all_images} images: "
+            f"more would need more than {memory_limit / 2**30:.2g} GiB of memory"
+        )
+    return [{start: batch} for batch in used]
 
 
 def within(limit: int, batches: list[Tensor], memory: Memory) -> list[Tensor]:

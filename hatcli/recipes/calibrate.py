@@ -11,7 +11,6 @@ from torch.fx import GraphModule
 
 from hatcli.config import Config
 from hatcli.data.loader import Loader, Sample, SampleSource
-from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.device import pick_device
 from hatcli.engine.distributed import from_main, is_main
 from hatcli.events import Job, Note, Warned, headline
@@ -25,11 +24,10 @@ from hatcli.quantize.quantizers import set_mode
 from hatcli.quantize.spec import Spec, read_spec
 from hatcli.recipes.build import build_loader
 from hatcli.recipes.predecessor import Predecessor
+from hatcli.recipes.untrained import finish_untrained
 from hatcli.recipes.workbench import (
     StepResult,
     announcement,
-    base_content,
-    finish_step,
     new_run,
     open_training_set,
     open_workbench,
@@ -82,26 +80,16 @@ def calibrate_float(
             score = yield from bench.score(before.model().to(place))
             before.lineage[0]["metrics"] = headline(score)
         metrics = yield from bench.score(graph)
-        best = run.checkpoint_path(STEP, "best")
-        content = {
-            **base_content(config, STEP, metrics, train_set),
-            "epoch": before.content["epoch"],
-            "lineage": before.lineage,
-            "findings": [str(finding) for finding in findings],
-            "batch_norm": "folded",
-            "state_dict": graph.state_dict(),
-            "ema_state_dict": None,
-        }
-        if is_main():
-            save_checkpoint(best, content)
-        return finish_step(
+        return finish_untrained(
             run,
             STEP,
-            bench.metric.best_by,
+            config,
+            before,
             metrics,
-            (best, best),
-            lineage=before.lineage,
+            model={"batch_norm": "folded", "state_dict": graph.state_dict()},
+            dataset=train_set,
             findings=findings,
+            best_by=bench.metric.best_by,
             metric=bench.metric,
         )
 

@@ -1,5 +1,6 @@
-"""confusion.json in a run folder: what was taken for what when the best checkpoint was scored."""
+"""Files of what was taken for what: confusion.json of a run, and tables of its classes."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hatcli.report.confusion import Counts
+from hatcli.report.confusion import Counts, class_table
 
 FILE = "confusion.json"
 
@@ -52,3 +53,12 @@ def load_confusion(run: Path) -> tuple[Counts, Sequence[str]] | None:
     for label, prediction, count in document["pairs"]:
         counts[label, prediction] = count
     return counts, names
+
+
+def write_class_table(path: Path, confusion: Counts, names: Sequence[str]) -> None:
+    """A CSV with a row for each class: the columns of `class_table`."""
+    rows = class_table(confusion, names)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)

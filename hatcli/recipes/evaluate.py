@@ -13,6 +13,7 @@ from hatcli.engine.evaluation import Metric, evaluate, require_merging
 from hatcli.errors import CheckFailed, UsageError, did_you_mean
 from hatcli.events import Job, Note
 from hatcli.recipes.build import build_dataset, build_loader, build_metric
+from hatcli.recipes.confusion_file import confusion_of, write_class_table
 from hatcli.recipes.model_file import open_model_file
 from hatcli.recipes.official import LabelImageWriter, official_scores, require_official
 from hatcli.recipes.runs import write_json
@@ -94,7 +95,7 @@ def evaluate_file(
             on_scores=writer,
         )
         official = official_scores(writer.pairs) if writer and gt_dir is not None else {}
-    written = from_main(lambda: _write(file, out, metrics, official))
+    written = from_main(lambda: _write(file, out, metric, metrics, official))
     from_main(lambda: _require_bounds(file, bounds or {}, metrics, written))
     return EvalResult(file, len(dataset), metrics, official, written)
 
@@ -116,9 +117,13 @@ def _require_known(bounds: dict[str, float], metric: Metric) -> None:
 
 
 def _write(
-    file: Path, out: Path | None, metrics: dict[str, float], official: dict[str, float]
+    file: Path,
+    out: Path | None,
+    metric: Metric,
+    metrics: dict[str, float],
+    official: dict[str, float],
 ) -> tuple[Path, ...]:
-    """metrics.json and per_class.csv, named after the file."""
+    """metrics.json, and per_class.csv where the metric tells of classes; named after the file."""
     folder = out or file.parent
     folder.mkdir(parents=True, exist_ok=True)
     stem = file.name.removesuffix(".onnx").removesuffix(".pth.tar").removesuffix(".pth")
@@ -126,11 +131,14 @@ def _write(
     document = {"file": str(file), "unit": "percent", "metrics": metrics}
     write_json(figures, {**document, "official": official} if official else document)
     table = folder / f"{stem}.per_class.csv"
+    counts = confusion_of(metric)
+    if counts is not None:
+        write_class_table(table, *counts)
+        return figures, table
+    parts = ((name.partition("."), value) for name, value in metrics.items())
+    rows = [(label, kind, value) for (kind, dot, label), value in parts if dot]
+    if not rows:
+        return (figures,)
     with table.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["class", "metric", "value"])
-        for name, value in metrics.items():
-            kind, dot, label = name.partition(".")
-            if dot:
-                writer.writerow([label, kind, value])
+        csv.writer(stream).writerows([("class", "metric", "value"), *rows])
     return figures, table

@@ -24,14 +24,18 @@ from hatcli.export.metadata import append_metadata
 from hatcli.export.onnx import OPSET, Deployed, Dynamic, export_onnx, second_shape
 from hatcli.export.parity import Parity
 from hatcli.export.publish import unpublished
+from hatcli.opcount import count
 from hatcli.recipes.build import (
     build_batch_transforms,
     build_model,
+    deployed,
     model_from_checkpoint,
     open_checkpoint,
 )
 from hatcli.recipes.check import check_config
 from hatcli.recipes.export_integer import Images, integer_graph, parity_entry, write_integer
+
+COLORS = 3
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,8 @@ def _write_float(request: _Request, temporary: Path) -> Job[_Written]:
 def _write_integer(request: _Request, temporary: Path) -> Job[_Written]:
     """Write the integer model, and compare it with int_infer."""
     settings = request.settings
+    network = deployed(build_model(request.config), request.config)
+    count(network, request.shape)  # refuses a shape in one line, where integers would crash
     prepare = build_batch_transforms(request.config).eval() if settings.with_preprocess else None
     model, parity, fusion = yield from write_integer(
         temporary,
@@ -258,6 +264,9 @@ def _shape(config: Config, settings: ExportSettings) -> tuple[int, ...]:
     shape = settings.shape or config["deploy"].get("shape")
     if not shape:
         raise UsageError("which size?", "give --shape N,C,H,W, or deploy.shape in the config")
+    if len(shape) == 4 and shape[1] != COLORS:
+        sizes = "x".join(map(str, shape))
+        raise UsageError(f"shape {sizes}: images have {COLORS} channels, not {shape[1]}")
     return tuple(shape)
 
 
@@ -282,6 +291,7 @@ def _metadata(request: _Request) -> dict[str, str]:
     metrics = checkpoint["metrics"] or {}
     values = {
         "hat.config": {"name": config.name, "values": dict(config.values)},
+        "hat.task": config["task"],
         "hat.step": checkpoint["step"],
         "hat.epoch": checkpoint["epoch"],
         "hat.metrics": {name: v if math.isfinite(v) else None for name, v in metrics.items()},
@@ -290,11 +300,20 @@ def _metadata(request: _Request) -> dict[str, str]:
         "hat.preprocess": request.settings.with_preprocess,
         "hat.argmax": request.argmax,
         "hat.color_order": "RGB",
+        "hat.color_matrix": _color_matrix(config),
+        "hat.transforms": config["val"].get("transforms", []),
         "hat.size_divisor": request.size_divisor,
         "hat.version": __version__,
         "hat.trained_with": checkpoint["hat_version"],
     }
     return {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
+
+
+def _color_matrix(config: Config) -> list[list[float]]:
+    """Each channel of the input in red, green, blue and 1; empty where it is no such sum."""
+    transforms = list(build_batch_transforms(config).children())
+    matrix = getattr(transforms[0], "matrix", None) if len(transforms) == 1 else None
+    return [] if matrix is None else matrix().tolist()
 
 
 def _check_entry(checks: list[Comparison], tolerance: float) -> str:

@@ -6,18 +6,15 @@ from pathlib import Path
 from torch.fx import GraphModule
 
 from hatcli.config import Config
-from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.device import pick_device
-from hatcli.engine.distributed import is_main
 from hatcli.events import Job, Warned
 from hatcli.quantize.integer_graph import to_data
 from hatcli.quantize.lower import lower
 from hatcli.recipes.predecessor import Predecessor
+from hatcli.recipes.untrained import finish_untrained
 from hatcli.recipes.workbench import (
     StepResult,
     announcement,
-    base_content,
-    finish_step,
     new_run,
     open_workbench,
     recorded,
@@ -55,25 +52,15 @@ def infer_integers(
         yield from recorded(run, announcement(bench, STEP, run, details, None))
         yield from recorded(run, [Warned(str(finding)) for finding in lowered.findings])
         metrics = yield from bench.score(lowered.graph.to(bench.device))
-        best = run.checkpoint_path(STEP, "best")
-        content = {
-            **base_content(config, STEP, metrics, bench.val_set),
-            "epoch": before.content["epoch"],
-            "lineage": before.lineage,
-            "findings": [str(finding) for finding in lowered.findings],
-            "integer_graph": to_data(lowered.graph.cpu()),
-            "state_dict": {},
-            "ema_state_dict": None,
-        }
-        if is_main():
-            save_checkpoint(best, content)
-        return finish_step(
+        return finish_untrained(
             run,
             STEP,
-            bench.metric.best_by,
+            config,
+            before,
             metrics,
-            (best, best),
-            lineage=before.lineage,
+            model={"integer_graph": to_data(lowered.graph.cpu()), "state_dict": {}},
+            dataset=bench.val_set,
             findings=lowered.findings,
+            best_by=bench.metric.best_by,
             metric=bench.metric,
         )

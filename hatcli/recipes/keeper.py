@@ -10,8 +10,8 @@ import torch
 
 from hatcli.config import Config
 from hatcli.data.loader import SampleSource
-from hatcli.data.packs.disk import size_text
 from hatcli.data.workers import WorkerLost
+from hatcli.disk import size_text
 from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.distributed import is_main, processes
 from hatcli.engine.training import Training
@@ -54,6 +54,7 @@ class Keeper:
         self._keep = config["fit"].get("keep", 1)
         self._metrics: dict[str, float] = {}
         self._misses = 0
+        self._missed = ""
 
     def keep(
         self,
@@ -94,12 +95,22 @@ class Keeper:
             self._rotate()
         except CheckpointError as error:
             self._misses += 1
+            self._missed = error.message
             if self._misses >= MAX_MISSES:
                 message = f"{error.message} ({self._misses} times in a row)"
                 raise HatError(message, self._last_good()) from error
             yield Warned(f"{error.message}; the training goes on")
         else:
             self._misses = 0
+
+    def require_saved(self) -> None:
+        """Refuse to end a training whose last save failed.
+
+        Raises:
+            HatError: with what stood in the way.
+        """
+        if self._misses:
+            raise HatError(f"{self._missed}; the training is over", self._last_good())
 
     @property
     def has_begun(self) -> bool:
@@ -168,5 +179,5 @@ def _require_finite(weights: Mapping[str, torch.Tensor]) -> None:
     if bad:
         raise HatError(
             f"{len(bad)} tensors of the model are not finite, first: {bad[0]}",
-            "lower optim.lr, or set fit.clip_grad_norm=1.0; the last checkpoint is intact",
+            "lower optim.lr, or set fit.clip_grad_norm=1.0; earlier checkpoints, if any, are whole",
         )

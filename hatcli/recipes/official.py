@@ -80,7 +80,10 @@ def find_truths(gt_dir: Path) -> dict[str, Path]:
     suffix = "_gtFine_labelIds.png"
     found = {path.name.removesuffix(suffix): path for path in sorted(gt_dir.rglob(f"*{suffix}"))}
     if not found:
-        raise UsageError(f"{gt_dir}: holds no *{suffix}", "give the folder gtFine/val")
+        raise UsageError(
+            f"{gt_dir}: holds no *{suffix}",
+            "give the folder gtFine/val; the official scripts read no archive, so unzip it first",
+        )
     return found
 
 

@@ -9,20 +9,15 @@ from typing import Any
 from hatcli.data.packers import PACKERS, Packer
 from hatcli.data.packers._memory import keep_freed_memory
 from hatcli.data.packers._part import Part, parse_shard
-from hatcli.data.packers._work import (
-    MAX_WORKERS,
-    Refused,
-    StopRequest,
-    make_records,
-    watch_stop_signals,
-)
+from hatcli.data.packers._work import MAX_WORKERS, Refused, make_records
 from hatcli.data.packs.container import data_size, find_container
-from hatcli.data.packs.disk import HINT_RESUME, check_free_space
 from hatcli.data.packs.mounts import remote_file_system
 from hatcli.data.packs.place import hold_lock, make_room
 from hatcli.data.packs.publish import QUARANTINE_FILE, Draft, Identity
+from hatcli.disk import HINT_RESUME, check_free_space
 from hatcli.errors import DataError, HatError, StoppedBySignal, UsageError
 from hatcli.events import Job, Note, Progress, Warned
+from hatcli.stopping import stop_signals, uninterrupted
 
 MAX_QUARANTINE = 0.001
 
@@ -157,7 +152,7 @@ def pack_with(
     identity = Identity(
         packer.dataset, packer.split, packer.options, packer.source, packer.stamps, first
     )
-    with watch_stop_signals() as stop, hold_lock(target):
+    with stop_signals(), uninterrupted.noting(), hold_lock(target):
         make_room(target, overwrite=settings.overwrite)
         remarks = [*packer.remarks, *_remarks_on_place(target, settings.pack_type)]
         for remark in remarks:
@@ -172,7 +167,7 @@ def pack_with(
         resumed_at = draft.next
         try:
             if not draft.is_complete:
-                yield from _fill(draft, packer, source_dir, settings, stop)
+                yield from _fill(draft, packer, source_dir, settings)
             meta = draft.publish()
         finally:
             draft.close()
@@ -189,9 +184,7 @@ def pack_with(
     )
 
 
-def _fill(
-    draft: Draft, packer: Packer, source_dir: Path, settings: Settings, stop: StopRequest
-) -> Job[None]:
+def _fill(draft: Draft, packer: Packer, source_dir: Path, settings: Settings) -> Job[None]:
     """Make and store what is missing, read it all back, and complete the draft."""
     total = len(packer.stamps)
     missing = total - draft.next
@@ -210,7 +203,6 @@ def _fill(
             packer,
             draft.next,
             workers,
-            stop,
             first_key=int(draft.next_key),
             leave_out=leave_out,
         ):
@@ -221,11 +213,11 @@ def _fill(
             yield Progress(f"packing {packer.split}", draft.next, total)
     finally:
         draft.commit()
-    _stop_if_asked(stop, draft.next, total)
+    _stop_if_asked(draft.next, total)
     if not draft.length:
         raise DataError(f"none of the {total} samples is whole")
     for done in draft.finish(packer.describe(draft.totals)):
-        _stop_if_asked(stop, draft.next, total)
+        _stop_if_asked(draft.next, total)
         if done % _READ_BACK_EVERY == 0 or done == draft.length:
             yield Progress("reading back", done, draft.length)
 
@@ -275,10 +267,10 @@ def _remarks_on_place(target: Path, pack_type: str) -> list[str]:
     ]
 
 
-def _stop_if_asked(stop: StopRequest, done: int, total: int) -> None:
-    if stop:
+def _stop_if_asked(done: int, total: int) -> None:
+    if uninterrupted.is_asked:
         raise StoppedBySignal(
-            stop.signal_number,
+            uninterrupted.asked,
             f"stopped at {done} of {total}; run the same command to go on",
         )
 

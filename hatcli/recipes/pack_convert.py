@@ -1,13 +1,12 @@
 """A pack into another container as it is, or a foreign LMDB pack into one of ours."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from hatcli.data.packers._foreign import ForeignLmdb, check_structure
 from hatcli.data.packers._foreign_samples import Fields, ForeignSamples
-from hatcli.data.packers._work import StopRequest, watch_stop_signals
+from hatcli.data.packers._on_demand import OnDemand
 from hatcli.data.packs.container import data_size, find_pack_type, open_reader
 from hatcli.data.packs.frame import seal, unseal
 from hatcli.data.packs.lmdb_file import DATA_FILE
@@ -19,6 +18,7 @@ from hatcli.errors import DataError, PackError, StoppedBySignal, UsageError
 from hatcli.events import Job, Note, Progress
 from hatcli.recipes.pack import PackResult, Settings, pack_with
 from hatcli.recipes.pack_info import read_left_out
+from hatcli.stopping import stop_signals, uninterrupted
 
 _REPORT_EVERY = 50  # records
 # What a pack says of its container and of this program, which is said anew.
@@ -92,10 +92,10 @@ def _copy(pack: Pack, target: Path, settings: Settings) -> Job[PackResult]:
         meta["split"],
         {"content_sha256": meta["content_sha256"]},
         {},
-        _Places(len(pack) + len(left_out)),
+        OnDemand(range(len(pack) + len(left_out)), str),
         first_key_number(meta),
     )
-    with watch_stop_signals() as stop, hold_lock(target):
+    with stop_signals(), uninterrupted.noting(), hold_lock(target):
         make_room(target, overwrite=settings.overwrite)
         draft = Draft(
             target,
@@ -107,10 +107,10 @@ def _copy(pack: Pack, target: Path, settings: Settings) -> Job[PackResult]:
         resumed_at = draft.next
         try:
             if not draft.is_complete:
-                yield from _copy_records(pack, draft, left_out, stop)
+                yield from _copy_records(pack, draft, left_out)
                 content = {name: meta[name] for name in meta if name not in _SAID_ANEW}
                 for _ in draft.finish(content):
-                    _stop_if_asked(stop, draft)
+                    _stop_if_asked(draft)
             made = draft.publish()
         finally:
             draft.close()
@@ -119,15 +119,13 @@ def _copy(pack: Pack, target: Path, settings: Settings) -> Job[PackResult]:
     return PackResult(target, made, size, seconds, resumed_at, len(left_out))
 
 
-def _copy_records(
-    pack: Pack, draft: Draft, left_out: dict[int, dict[str, Any]], stop: StopRequest
-) -> Job[None]:
+def _copy_records(pack: Pack, draft: Draft, left_out: dict[int, dict[str, Any]]) -> Job[None]:
     """Store the records that are missing; each one's checksum is compared."""
     total = len(pack) + len(left_out)
     reader = open_reader(pack.path, "sequential")
     try:
         while draft.next < total:
-            _stop_if_asked(stop, draft)
+            _stop_if_asked(draft)
             if draft.next in left_out:
                 draft.leave_out(left_out[draft.next])
                 continue
@@ -150,29 +148,8 @@ def _copy_records(
         reader.close()
 
 
-def _stop_if_asked(stop: StopRequest, draft: Draft) -> None:
-    if stop:
+def _stop_if_asked(draft: Draft) -> None:
+    if uninterrupted.is_asked:
         raise StoppedBySignal(
-            stop.signal_number, f"stopped at {draft.next}; run the same command to go on"
+            uninterrupted.asked, f"stopped at {draft.next}; run the same command to go on"
         )
-
-
-class _Places(Sequence[str]):
-    """The numbers of samples, as stamps."""
-
-    def __init__(self, length: int) -> None:
-        self._places = range(length)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [f"{place}" for place in self._places[index]]
-        return f"{self._places[index]}"

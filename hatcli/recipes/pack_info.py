@@ -8,10 +8,10 @@ from typing import Any
 
 from hatcli.data.packs.container import data_size, find_pack_type, open_reader
 from hatcli.data.packs.contents import read_contents
-from hatcli.data.packs.meta import META_FILE, META_KEY, STATE_KEY, unseal_map
+from hatcli.data.packs.meta import META_FILE, META_KEY, STATE_KEY, no_pack, unseal_map
 from hatcli.data.packs.publish import QUARANTINE_FILE
 from hatcli.data.packs.reader import open_pack
-from hatcli.errors import DataError, PackError, UsageError
+from hatcli.errors import DataError, PackError
 
 SHARD_NAME = re.compile(r"(\d+)-of-(\d+)")
 
@@ -60,7 +60,7 @@ def read_info(path: Path) -> PackInfo:
         return PackInfo(path, "shards", False, size, {}, shards=infos)
     kind = find_pack_type(path)
     if kind is None and not (path / META_FILE).is_file():
-        raise UsageError(f"no pack at {path}", "'hat pack DATASET --split SPLIT' makes one")
+        raise no_pack(path)
     state = _read_state(path, kind) if path.suffix == ".partial" else None
     if state is not None:
         return PackInfo(path, kind or "", False, data_size(path), state)

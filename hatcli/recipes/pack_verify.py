@@ -20,7 +20,7 @@ from hatcli.data.packs.container import data_size, find_pack_type, open_reader
 from hatcli.data.packs.digest import ContentDigest
 from hatcli.data.packs.frame import unseal
 from hatcli.data.packs.joined_reader import shard_folders
-from hatcli.data.packs.meta import META_FILE, check_fields
+from hatcli.data.packs.meta import META_FILE, check_fields, no_pack
 from hatcli.data.packs.publish import QUARANTINE_FILE
 from hatcli.data.packs.reader import Pack, open_pack
 from hatcli.errors import DataError, PackError, UsageError
@@ -87,7 +87,7 @@ def verify(
     """
     for path in paths:
         if find_pack_type(path) is None and not (path / META_FILE).is_file():
-            raise UsageError(f"no pack at {path}", "'hat pack DATASET --split SPLIT' makes one")
+            raise no_pack(path)
     verdicts = []
     for path in paths:
         started = time.monotonic()

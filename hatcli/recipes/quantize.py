@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from hatcli.config import Config, from_values
-from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.device import pick_device
 from hatcli.events import Job, Note, Warned, headline
 from hatcli.quantize.analysis.details import describe_layers
@@ -32,11 +31,10 @@ from hatcli.recipes.predecessor import Predecessor
 from hatcli.recipes.quantize_files import export_measured, publish
 from hatcli.recipes.runs import RunFolder, environment
 from hatcli.recipes.trials import LayerSearch, TrialImages, score_alone
+from hatcli.recipes.untrained import finish_untrained
 from hatcli.recipes.workbench import (
     Workbench,
     announcement,
-    base_content,
-    finish_step,
     new_run,
     open_training_set,
     open_workbench,
@@ -317,31 +315,21 @@ def _save(work: _Work, run: RunFolder) -> Path:
     """The checkpoint, as the step calibration leaves it, with summary.json."""
     if work.settings.max_drop is not None:
         run.describe(work.config, _command(run), environment())
-    best = run.checkpoint_path(STEP, "best")
     scored = [step for step in work.steps if step["step"] != "int_infer"]
-    metrics = scored[-1]["metrics"]
-    content = {
-        **base_content(work.config, STEP, metrics, work.bench.val_set),
-        "epoch": work.before.content["epoch"],
-        "lineage": work.before.lineage,
-        "findings": [str(finding) for finding in work.findings],
-        "batch_norm": "folded",
-        "state_dict": work.graph.state_dict(),
-        "ema_state_dict": None,
-    }
-    save_checkpoint(best, content)
-    finish_step(
+    result = finish_untrained(
         run,
         STEP,
-        work.bench.metric.best_by,
-        metrics,
-        (best, best),
-        lineage=work.before.lineage,
+        work.config,
+        work.before,
+        scored[-1]["metrics"],
+        model={"batch_norm": "folded", "state_dict": work.graph.state_dict()},
+        dataset=work.bench.val_set,
         findings=work.findings,
+        best_by=work.bench.metric.best_by,
         more={"quantize": "quantize.json"},
         has_page=False,  # report.html is about the quantization
     )
-    return best
+    return result.best
 
 
 def _command(run: RunFolder) -> list[str]:

@@ -1,6 +1,5 @@
 """What a training shows beside its figures: the first batch, and what is taken for what."""
 
-import csv
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +14,11 @@ from hatcli.engine.evaluation import LoadedBatch, Metric
 from hatcli.engine.loop import Batches
 from hatcli.errors import HatError
 from hatcli.events import EpochDone, Event, Warned, headline
-from hatcli.recipes.confusion_file import confusion_of, save_confusion
+from hatcli.recipes.confusion_file import confusion_of, save_confusion, write_class_table
 from hatcli.recipes.data_show import sheet_of, tiles_of
 from hatcli.recipes.data_source import Source
 from hatcli.recipes.runs import RunFolder
-from hatcli.report.confusion import class_table, draw_confusion
+from hatcli.report.confusion import draw_confusion
 from hatcli.report.pictures import write_png
 
 MOST_TILES = 16
@@ -86,15 +85,11 @@ class RunPictures:
         confusion, names = found
         figures = ", ".join(f"{name} {value:.2f}" for name, value in headline(event.val).items())
         title = f"{self._title}, epoch {event.epoch} (the best so far): {figures}"
-        rows = class_table(confusion, names)
         try:
             save_confusion(self._run.path, self._metric)
             picture = draw_confusion(confusion, names, title)
             write_png(self._run.path / "plots" / "confusion_matrix.png", picture)
-            with (self._run.path / "per_class.csv").open("w", encoding="utf-8", newline="") as file:
-                table = csv.DictWriter(file, list(rows[0]))
-                table.writeheader()
-                table.writerows(rows)
+            write_class_table(self._run.path / "per_class.csv", confusion, names)
         except HatError as error:
             yield Warned(error.message)
         except OSError as error:

@@ -124,6 +124,7 @@ def train_float(
     train_set = open_training_set(config)
     bench = open_workbench(config, place)
     model = build_model(config)
+    deployed(model, config)  # a head that isn't there is refused now, not at the first validation
     notes = []
     if weights is not None:
         load_foreign_weights(model, weights)
@@ -171,7 +172,7 @@ def train(
     else:
         run = run_again(resume.checkpoint.parent)
     remember(f"run of {start.step}", str(run.path))
-    with closing(run), uninterrupted.together() if processes() > 1 else nullcontext():
+    with closing(run), uninterrupted.noting() if processes() > 1 else nullcontext():
         if resume is not None:
             yield from recorded(run, resume.notes)
             yield from recorded(
@@ -224,7 +225,7 @@ def _recorded_and_kept(
                 kept = keeper.keep(event.val, is_best=event.is_best, extra=start.content())
                 yield from recorded(run, kept)
                 start.between_epochs()
-            elif isinstance(event, StepDone) and _is_saved(event, settings):
+            elif isinstance(event, StepDone) and settings.is_saved_at(event.step):
                 yield from recorded(run, keeper.keep(extra=start.content()))
             yield event
     except StoppedBySignal as stop:
@@ -251,10 +252,6 @@ def _reported(found: NonFinite, run: RunFolder, training: Training) -> NonFinite
         found = NonFinite(found.what, found.value, "", names)
     found.message += f" (all names: {report})"
     return found
-
-
-def _is_saved(event: StepDone, settings: FitSettings) -> bool:
-    return settings.save_every is not None and event.step % settings.save_every == 0
 
 
 def _saved_for_later(
@@ -331,7 +328,7 @@ def _details(config: Config, start: Start, sets: tuple[Any, Any]) -> list[str]:
         f"batch {config['train'].get('batch_size', 1)}"
         + (f" x {processes()} processes" if processes() > 1 else ""),
         f"{len(sets[0])}/{len(sets[1])} images",
-        f"{config['epochs']} epochs",
+        "1 epoch" if config["epochs"] == 1 else f"{config['epochs']} epochs",
     ]
 
 
@@ -364,8 +361,13 @@ def _score_start(bench: Workbench, start: Start, keeper: Keeper) -> Iterator[Eve
 
 
 def _finish(bench: Workbench, start: Start, keeper: Keeper) -> Generator[Event, None, StepResult]:
-    """Curves and summary."""
+    """Curves and summary.
+
+    Raises:
+        HatError: the last save failed.
+    """
     run, training, best_by = keeper.run, start.training, bench.metric.best_by
+    from_main(keeper.require_saved)
     from_main(lambda: write_curves(run.path / "plots" / "curves.png", training.history))
     rows = from_main(lambda: read_metrics(run.path))
     scored = [row for row in rows if row.get(f"val/{best_by}") is not None]

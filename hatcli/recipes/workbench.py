@@ -75,7 +75,7 @@ class Workbench:
         """
         self.metric.reset()
         batches: Iterator[Any] = self.loader.epoch(0)
-        if uninterrupted.is_together:
+        if uninterrupted.is_noting:
             least = len(self.val_set) // processes() * processes() // self.loader.samples_a_batch
             batches = stopping_together(batches, least)
         return (
@@ -122,7 +122,11 @@ def open_training_set(config: Config) -> SampleSource:
     scores = config["model"].get("num_classes")
     if classes is not None and scores is not None and len(classes) != scores:
         raise ConfigError(
-            f"model.num_classes is {scores}, the training set has {len(classes)} classes"
+            f"model.num_classes is {scores}, the training set has {len(classes)} classes: "
+            + ", ".join(map(str, classes[:3]))
+            + (", ..." if len(classes) > 3 else ""),
+            f"set model.num_classes={len(classes)}; if these aren't your classes, "
+            "train.dataset or data_rootdir names another data set",
         )
     return dataset
 

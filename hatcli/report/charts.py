@@ -1,29 +1,19 @@
-"""Small charts as SVG that stands within a page: bars, ranges, histograms, scatter plots, lines.
+"""Small charts as SVG that stands within a page: bars, ranges, histograms, scatter plots.
 
 Each takes its colours from the page, so that it can be dark, and says in words what it shows.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hatcli.report.page import Markup, element, number
+from hatcli.report.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, Scale, Values, chart, scale, write
 
 BULK = 0.99  # share of the values that counts as the bulk
 MOST_BARS = 90
 MOST_POINTS = 1200
-MOST_LINES = 4  # the page has so many colours for them
-WIDE_RANGE = 20.0  # largest over smallest from which on a log scale shows more
-DOTTED = 40  # points up to which each gets a dot
-
-_WIDTH, _HEIGHT = 340.0, 200.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 8.0, 332.0, 18.0, 176.0  # of the plot within them
-_LABELS = 48.0  # width of the numbers beside a line chart
-
-Values = NDArray[np.float64]
 
 
 def bar(value: float | None, top: float, *, is_poor: bool = False) -> Markup:
@@ -44,7 +34,7 @@ def strip(low: float, high: float, bulk: tuple[float, float] | None) -> Markup:
     0 is marked; the width is from the smaller of low and 0 to the larger of high and 0.
     """
     ends = np.array([min(low, 0.0), max(high, 0.0)])
-    at = _scale(ends, 0, 100)
+    at = scale(ends, 0, 100)
     if at is None:
         return Markup()
     left, right = at(np.array([low, high]))
@@ -93,33 +83,33 @@ def histogram_chart(
     if found is None:
         return None
     edges, counts = _merged(*found)
-    x = _scale(edges[[0, -1]], _LEFT, _RIGHT)
+    x = scale(edges[[0, -1]], LEFT, RIGHT)
     if x is None:
         return None
     places = x(edges)
-    heights = np.log1p(counts) / np.log1p(counts.max()) * (_BOTTOM - _TOP)
+    heights = np.log1p(counts) / np.log1p(counts.max()) * (BOTTOM - TOP)
     path = "".join(
-        f"M{left:.1f} {_BOTTOM}V{_BOTTOM - height:.1f}H{max(right, left + 0.8):.1f}V{_BOTTOM}Z"
+        f"M{left:.1f} {BOTTOM}V{BOTTOM - height:.1f}H{max(right, left + 0.8):.1f}V{BOTTOM}Z"
         for left, right, height in zip(places[:-1], places[1:], heights, strict=True)
         if height
     )
     lines = [
-        element("path", d=f"M{at:.1f} {_TOP}V{_BOTTOM}", class_="bound")
+        element("path", d=f"M{at:.1f} {TOP}V{BOTTOM}", class_="bound")
         for value in bounds or ()
-        if edges[0] < value < edges[-1] and _LEFT < (at := x(np.array([value]))[0]) < _RIGHT
+        if edges[0] < value < edges[-1] and LEFT < (at := x(np.array([value]))[0]) < RIGHT
     ]
     low, high = number(edges[0]), number(edges[-1])
     bulk = bulk_of(histogram)
     middle = "" if bulk is None else f", 99 % of them from {number(bulk[0])} to {number(bulk[1])}"
     inside = "" if bounds is None else f"; codes reach {number(bounds[0])} to {number(bounds[1])}"
-    return _chart(
+    return chart(
         f"{label}: histogram of {number(counts.sum(), ',.0f')} values "
         f"from {low} to {high}{middle}{inside}",
         element("path", d=path, class_="bar"),
         *lines,
-        element("path", d=f"M{_LEFT} {_BOTTOM}H{_RIGHT}", class_="axis"),
+        element("path", d=f"M{LEFT} {BOTTOM}H{RIGHT}", class_="axis"),
         *_ticks(edges, x),
-        _text(_LEFT, 11, f"count, log scale, up to {number(counts.max(), ',.0f')}"),
+        write(LEFT, 11, f"count, log scale, up to {number(counts.max(), ',.0f')}"),
     )
 
 
@@ -141,7 +131,7 @@ def scatter_chart(
     if finite.shape[1] == 0:
         return None
     ends = np.array([finite.min(), finite.max()])
-    x, y = _scale(ends, _LEFT, _RIGHT), _scale(ends, _BOTTOM, _TOP)
+    x, y = scale(ends, LEFT, RIGHT), scale(ends, BOTTOM, TOP)
     if x is None or y is None:
         return None
     shown = finite[:, :: -(-finite.shape[1] // MOST_POINTS)]
@@ -152,156 +142,15 @@ def scatter_chart(
     farthest = float(np.abs(finite[0] - finite[1]).max())
     dropped = pairs.shape[1] - finite.shape[1]
     rest = f"; {dropped} that aren't finite left out" if dropped else ""
-    return _chart(
+    return chart(
         f"{label}: {finite.shape[1]} values from {low} to {high}, "
         f"integer against float; the farthest pair is {number(farthest)} apart{rest}",
-        element("path", d=f"M{_LEFT} {_BOTTOM}L{_RIGHT} {_TOP}", class_="axis"),
+        element("path", d=f"M{LEFT} {BOTTOM}L{RIGHT} {TOP}", class_="axis"),
         element("path", d=path, class_="dots"),
-        element("path", d=f"M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}", class_="axis"),
+        element("path", d=f"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}", class_="axis"),
         *_ticks(ends, x),
-        _text(_LEFT, 11, "integer (up) against float (across)"),
+        write(LEFT, 11, "integer (up) against float (across)"),
     )
-
-
-def line_chart(
-    lines: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    label: str,
-    across: str = "epoch",
-    mark: float | None = None,
-    may_be_log: bool = False,
-) -> Markup | None:
-    """Values over epochs.
-
-    Args:
-        lines: name -> points (across, up); at most `MOST_LINES` of them, in the order of the
-            page's line colours. Points that aren't finite leave no gap.
-        label: what the values are.
-        across: what the points are counted in.
-        mark: place across that gets a vertical line.
-        may_be_log: whether they get a log scale where all are above 0 and far apart.
-
-    Returns:
-        None where there is no finite point.
-    """
-    kept = {name: _finite_points(points) for name, points in lines.items()}
-    kept = {name: points for name, points in kept.items() if points.size}
-    if not kept:
-        return None
-    every = np.concatenate(list(kept.values()))
-    low, high = float(every[:, 1].min()), float(every[:, 1].max())
-    is_log = may_be_log and low > 0 and high / low > WIDE_RANGE
-    ends = np.array([low, high])
-    x = _scale(np.array([every[:, 0].min(), every[:, 0].max()]), _LABELS, _RIGHT)
-    y = _scale(np.log10(ends) if is_log else ends, _BOTTOM, _TOP + 6)
-    if x is None or y is None:
-        return None
-    drawn = [
-        part
-        for place, points in enumerate(kept.values())
-        for part in _line(
-            x(points[:, 0]), y(np.log10(points[:, 1]) if is_log else points[:, 1]), place
-        )
-    ]
-    if mark is not None:
-        drawn.append(
-            element("path", d=f"M{x(np.array([mark]))[0]:.1f} {_TOP}V{_BOTTOM}", class_="mark")
-        )
-    said = "; ".join(
-        f"{name} from {number(points[0, 1])} to {number(points[-1, 1])}"
-        for name, points in kept.items()
-    )
-    return _chart(
-        f"{label} over {across} {number(every[:, 0].min())} to {number(every[:, 0].max())}: {said}",
-        *_levels(ends, y, is_log=is_log),
-        *drawn,
-        *_counts(every[:, 0], x),
-        _text(_LEFT, 11, f"{label}, log scale" if is_log else label),
-        _text(_RIGHT, 11, across, "end"),
-    )
-
-
-class _Line:
-    """Maps values to places, linearly; both ends finite and apart."""
-
-    def __init__(self, ends: Values, start: float, stop: float) -> None:
-        self.peak = float(np.abs(ends).max())  # divided by it first: a difference can overflow
-        self.low = ends[0] / self.peak
-        self.extent = ends[1] / self.peak - self.low
-        self.start, self.stop = start, stop
-
-    def __call__(self, values: Values) -> Values:
-        share = (values / self.peak - self.low) / self.extent
-        return self.start + share * (self.stop - self.start)
-
-
-def _scale(ends: Values, start: float, stop: float) -> _Line | None:
-    """From the value ends[0] at start to ends[1] at stop; around a single value, some room."""
-    if not np.isfinite(ends).all():
-        return None
-    if ends[0] == ends[1]:
-        room = abs(ends[0]) / 2 or 1.0
-        ends = np.array([ends[0] - room, ends[1] + room])
-    return _Line(ends, start, stop)
-
-
-def _finite_points(points: Sequence[tuple[float, float]]) -> Values:
-    pairs = np.asarray(points, np.float64).reshape(-1, 2)
-    return pairs[np.isfinite(pairs).all(1)]
-
-
-def _line(across: Values, up: Values, place: int) -> list[Markup]:
-    """A line, with a dot at each of its points where these are few."""
-    pairs = [f"{left:.1f} {top:.1f}" for left, top in zip(across, up, strict=True)]
-    parts = [element("path", d=f"M{'L'.join(pairs)}", class_=f"line line-{place}")]
-    if len(pairs) <= DOTTED:
-        dots = "".join(f"M{pair}h0" for pair in pairs)
-        parts.append(element("path", d=dots, class_=f"line-{place} knots"))
-    return parts
-
-
-def _levels(ends: Values, y: _Line, *, is_log: bool) -> list[Markup]:
-    """Grid lines at round values, with their numbers."""
-    if is_log:
-        powers = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
-        levels = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-        if len([level for level in levels if ends[0] <= level <= ends[1]]) > 6:
-            levels = [10.0**power for power in powers]
-    else:
-        levels = _round_values(*ends.tolist())
-    parts = []
-    for level in levels:
-        if not ends[0] <= level <= ends[1]:
-            continue
-        top = y(np.array([math.log10(level) if is_log else level]))[0]
-        parts.append(element("path", d=f"M{_LABELS} {top:.1f}H{_RIGHT}", class_="grid"))
-        form = ".2g" if abs(level) >= 1e-3 or level == 0 else ".1e"
-        text = number(level, form if abs(level) < 100 else ".4g").replace("e-0", "e-")
-        parts.append(_text(_LABELS - 4, top + 4, text, "end"))
-    return parts
-
-
-def _counts(across: Values, x: _Line) -> list[Markup]:
-    """The axis below, with some whole numbers."""
-    low, high = float(across.min()), float(across.max())
-    parts = [element("path", d=f"M{_LABELS} {_BOTTOM}H{_RIGHT}", class_="axis")]
-    for value in _round_values(low, high):
-        if value == int(value):
-            place = x(np.array([value]))[0]
-            parts.append(element("path", d=f"M{place:.1f} {_BOTTOM}v5", class_="axis"))
-            parts.append(_text(place, _HEIGHT - 4, number(value, ",.0f"), "middle"))
-    return parts
-
-
-def _round_values(low: float, high: float) -> list[float]:
-    """About four round values from low to high, or the one value there is."""
-    if low == high:
-        return [low]
-    rough = (high - low) / 4
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _bins(histogram: Mapping[str, Any]) -> tuple[Values, Values] | None:
@@ -323,20 +172,16 @@ def _merged(edges: Values, counts: Values) -> tuple[Values, Values]:
     return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
 
 
-def _ticks(ends: Values, x: _Line) -> list[Markup]:
+def _ticks(ends: Values, x: Scale) -> list[Markup]:
     """The two ends, and 0 where it is well between them."""
     low, high = float(ends[0]), float(ends[-1])
-    ticks = [_text(_LEFT, _HEIGHT - 4, number(low))]
-    ticks.append(_text(_RIGHT, _HEIGHT - 4, number(high), "end"))
+    ticks = [write(LEFT, HEIGHT - 4, number(low))]
+    ticks.append(write(RIGHT, HEIGHT - 4, number(high), "end"))
     zero = x(np.zeros(1))[0] if low < 0 < high else None
-    if zero is not None and _LEFT + 65 < zero < _RIGHT - 65:
-        ticks.append(element("path", d=f"M{zero:.1f} {_BOTTOM}v5", class_="axis"))
-        ticks.append(_text(zero, _HEIGHT - 4, "0", "middle"))
+    if zero is not None and LEFT + 65 < zero < RIGHT - 65:
+        ticks.append(element("path", d=f"M{zero:.1f} {BOTTOM}v5", class_="axis"))
+        ticks.append(write(zero, HEIGHT - 4, "0", "middle"))
     return ticks
-
-
-def _text(x: float, y: float, text: str, anchor: str | None = None) -> Markup:
-    return element("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
 
 
 def _rectangle(
@@ -356,8 +201,3 @@ def _inline(*parts: Markup) -> Markup:
         class_="inline",
         aria_hidden="true",
     )
-
-
-def _chart(description: str, *parts: Markup) -> Markup:
-    size = f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}"
-    return element("svg", *parts, viewBox=size, role="img", aria_label=description)

@@ -42,6 +42,8 @@ def class_rows(
 def class_section(rows: Sequence[Mapping[str, Any]], best_by: str) -> Markup | None:
     """The table of the classes, the worst first; of very many those alone.
 
+    What is labelled nowhere, and only predicted, says less of the model and stands behind.
+
     Args:
         rows: as `class_rows` gives them.
         best_by: name of the metric that counts, which says whether IoU or recall does.
@@ -57,13 +59,15 @@ def class_section(rows: Sequence[Mapping[str, Any]], best_by: str) -> Markup | N
     if main == "recall" and "IoU" in numbers:
         numbers.remove("IoU")
     known = [row for row in rows if row.get(main) is not None]
-    ordered = sorted(known, key=lambda row: float(row[main]))
+    ordered = sorted(known, key=lambda row: (row.get("labelled") == 0, float(row[main])))
     unknown = [str(row["class"]) for row in rows if row.get(main) is None]
     columns = [Column("class"), Column(f"{main}, %")]
     columns += [Column(_title(key), is_number=True) for key in numbers]
     columns += [Column("most often taken for")] if "taken_for" in keys else []
     lines = [_row(row, main, numbers, has_taken="taken_for" in keys) for row in ordered[:MOST_ROWS]]
-    caption = f"Classes by {main}, the worst first."
+    is_any_absent = any(row.get("labelled") == 0 for row in ordered)
+    caption = f"Classes by {main}, the worst first"
+    caption += "; those that are labelled nowhere come last." if is_any_absent else "."
     if len(ordered) > MOST_ROWS:
         caption = f"The {MOST_ROWS} of {len(ordered)} classes with the lowest {main}."
     parts = [table(columns, lines, caption=caption, is_long=True)] if lines else []

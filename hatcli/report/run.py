@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hatcli.report.charts import MOST_LINES, line_chart
 from hatcli.report.class_section import class_rows, class_section, confusion_section
 from hatcli.report.gallery import Shown, gallery, legend
+from hatcli.report.line_chart import MOST_LINES, line_chart
 from hatcli.report.page import (
     Cell,
     Column,

@@ -1,4 +1,4 @@
-"""From the image of a record to that of a sample."""
+"""From what a record holds to what a sample holds."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,3 +24,10 @@ def stored_image(record: Mapping[str, Any]) -> Any:
     if isinstance(image, memoryview | Strips | RawRows):
         return StoredImage(image, name, (record["height"], record["width"]))
     return decode_image(image, name) if isinstance(image, bytes) else image
+
+
+def with_maps(record: Mapping[str, Any], *, instances: bool) -> dict[str, Any]:
+    """A sample of segmentation: its image, its label map, and on request that of the objects."""
+    names = ("label", "instance") if instances else ("label",)
+    maps = {name: record[name] for name in names}
+    return {"image": stored_image(record), **maps, "name": record["name"]}

@@ -5,22 +5,21 @@ ignored pixels, "name": "aachen_000000_000019"}, in the same order. On request t
 too, (H, W) uint16: a label id, or for single objects 1000 times it + the object's number.
 """
 
-from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from hatcli.data.classes import CITYSCAPES_CLASSES
 from hatcli.data.datasets import DATASETS
-from hatcli.data.datasets._decode import stored_image
+from hatcli.data.datasets._decode import with_maps
+from hatcli.data.datasets._twins import PackedDataset, RawDataset
 from hatcli.data.packers.cityscapes import cityscapes
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import UsageError
 
-T = TypeVar("T")
-
 
 @DATASETS.register
-class Cityscapes:
+class Cityscapes(PackedDataset):
     """A pack that ``hat pack cityscapes`` made.
 
     Args:
@@ -30,38 +29,19 @@ class Cityscapes:
 
     Raises:
         PackError: there is no pack, or it can't be trusted.
-        UsageError: it holds no instances.
+        UsageError: it holds no instances, or is made for another task.
     """
 
     def __init__(self, path: str, instances: bool = False, root: Path | None = None) -> None:
-        self._pack = open_pack(Path(root or ".", path))
-        self._keys = _map_keys(instances)
-        if instances and "instance" not in self._pack.meta["fields"]:
-            raise UsageError(f"{self._pack.path}: holds no instances", "pack it with --instances")
-        self.classes: tuple[str, ...] = tuple(self._pack.meta["classes"])
-        self.class_pixels: tuple[int, ...] = tuple(self._pack.meta["class_pixels"])
-        self.split: str = self._pack.meta["split"]
-        self.digest: str = self._pack.meta["content_sha256"]
-
-    def __len__(self) -> int:
-        return len(self._pack)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _as_sample(self._pack[index], self._keys)
-
-    def read(self, index: int, use: Callable[[dict[str, Any]], T]) -> T:
-        """What ``use`` makes of a sample whose image is a `StoredImage`, valid meanwhile."""
-        return self._pack.read(
-            index, lambda record: use(_as_sample(record, self._keys)), views=True
-        )
-
-    def close(self) -> None:
-        """Let go of the database; the next read opens it again, in whatever process that is."""
-        self._pack.close()
+        pack = open_pack(Path(root or ".", path))
+        if instances and "instance" not in pack.meta["fields"]:
+            raise UsageError(f"{pack.path}: holds no instances", "pack it with --instances")
+        super().__init__(pack, partial(with_maps, instances=instances), "segmentation")
+        self.class_pixels: tuple[int, ...] = tuple(pack.meta["class_pixels"])
 
 
 @DATASETS.register
-class CityscapesRaw:
+class CityscapesRaw(RawDataset):
     """The folders or archives as they were downloaded: slower, and not checked beforehand.
 
     Args:
@@ -81,21 +61,5 @@ class CityscapesRaw:
         root: Path | None = None,
     ) -> None:
         folder = Path(root or ".", path)
-        self._source = cityscapes(folder, split, labels=labels, instances=instances, check="none")
-        self._keys = _map_keys(instances)
-        self.classes = CITYSCAPES_CLASSES
-
-    def __len__(self) -> int:
-        return len(self._source.stamps)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _as_sample(self._source.make(index).sample, self._keys)
-
-
-def _map_keys(instances: bool) -> tuple[str, ...]:
-    return ("label", "instance") if instances else ("label",)
-
-
-def _as_sample(record: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    maps = {key: record[key] for key in keys}
-    return {"image": stored_image(record), **maps, "name": record["name"]}
+        source = cityscapes(folder, split, labels=labels, instances=instances, check="none")
+        super().__init__(source, CITYSCAPES_CLASSES, partial(with_maps, instances=instances))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from hatcli.data.datasets import DATASETS
 from hatcli.data.datasets._decode import stored_image
+from hatcli.data.datasets._twins import PackedDataset, RawDataset
 from hatcli.data.packers._class_images import ClassFolders
 from hatcli.data.packers._images import MAX_PIXELS
 from hatcli.data.packers._members import Members
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 @DATASETS.register
-class ImageNet:
+class ImageNet(PackedDataset):
     """A pack that ``hat pack imagenet`` made.
 
     Args:
@@ -31,31 +32,15 @@ class ImageNet:
 
     Raises:
         PackError: there is no pack, or it can't be trusted.
+        UsageError: it is made for another task.
     """
 
     def __init__(self, path: str, root: Path | None = None) -> None:
-        self._pack = open_pack(Path(root or ".", path))
-        self.classes: tuple[str, ...] = tuple(self._pack.meta["classes"])
-        self.split: str = self._pack.meta["split"]
-        self.digest: str = self._pack.meta["content_sha256"]
-
-    def __len__(self) -> int:
-        return len(self._pack)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _as_sample(self._pack[index])
-
-    def read(self, index: int, use: Callable[[dict[str, Any]], T]) -> T:
-        """What ``use`` makes of a sample whose image is a `StoredImage`, valid meanwhile."""
-        return self._pack.read(index, lambda record: use(_as_sample(record)), views=True)
-
-    def close(self) -> None:
-        """Let go of the database; the next read opens it again, in whatever process that is."""
-        self._pack.close()
+        super().__init__(open_pack(Path(root or ".", path)), _as_sample, "classification")
 
 
 @DATASETS.register
-class ImageNetRaw:
+class ImageNetRaw(RawDataset):
     """The archives or folders as they were downloaded: slower, and not checked beforehand.
 
     Args:
@@ -65,15 +50,8 @@ class ImageNetRaw:
     """
 
     def __init__(self, split: str, path: str = ".", root: Path | None = None) -> None:
-        self._source = imagenet(Path(root or ".", path), split, check="none")
-        self.classes = self._source.classes
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self._source.stamps)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _as_sample(self._source.make(index).sample)
+        source = imagenet(Path(root or ".", path), split, check="none")
+        super().__init__(source, source.classes, _as_sample)
 
 
 @DATASETS.register

@@ -8,23 +8,23 @@ edges in pixels from the upper left corner, "classes": (N,) int64 from 0, "crowd
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from hatcli.data.datasets import DATASETS
 from hatcli.data.datasets._decode import stored_image
+from hatcli.data.datasets._twins import PackedDataset, RawDataset
 from hatcli.data.packers.mscoco import mscoco
 from hatcli.data.packs.reader import Pack, open_pack
 from hatcli.errors import UsageError
 
-T = TypeVar("T")
-
 
 @DATASETS.register
-class CocoDetection:
+class CocoDetection(PackedDataset):
     """A pack that ``hat pack mscoco`` made.
 
     Args:
@@ -42,33 +42,14 @@ class CocoDetection:
     """
 
     def __init__(self, path: str, segmentations: bool = False, root: Path | None = None) -> None:
-        self._pack = open_pack(Path(root or ".", path))
-        _check_is_coco(self._pack)
-        self._segmentations = segmentations
-        self.classes: tuple[str, ...] = tuple(self._pack.meta["classes"])
-        self.class_ids: tuple[int, ...] = tuple(self._pack.meta["class_ids"])
-        self.split: str = self._pack.meta["split"]
-        self.digest: str = self._pack.meta["content_sha256"]
-
-    def __len__(self) -> int:
-        return len(self._pack)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _as_sample(self._pack[index], self._segmentations)
-
-    def read(self, index: int, use: Callable[[dict[str, Any]], T]) -> T:
-        """What ``use`` makes of a sample whose image is a `StoredImage`, valid meanwhile."""
-        return self._pack.read(
-            index, lambda record: use(_as_sample(record, self._segmentations)), views=True
-        )
-
-    def close(self) -> None:
-        """Let go of the file; the next read opens it again, in whatever process that is."""
-        self._pack.close()
+        pack = open_pack(Path(root or ".", path))
+        _check_is_coco(pack)
+        super().__init__(pack, partial(_as_sample, segmentations=segmentations))
+        self.class_ids: tuple[int, ...] = tuple(pack.meta["class_ids"])
 
 
 @DATASETS.register
-class CocoDetectionRaw:
+class CocoDetectionRaw(RawDataset):
     """The folders or archives as they were downloaded: slower, and not checked beforehand.
 
     Args:
@@ -90,17 +71,9 @@ class CocoDetectionRaw:
         root: Path | None = None,
     ) -> None:
         folder = Path(root or ".", path)
-        self._source = mscoco(folder, split, year=year, empty=empty, check="none")
-        self._segmentations = segmentations
-        self.classes = self._source.classes
-        self.class_ids = self._source.class_ids
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self._source.stamps)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _as_sample(self._source.make(index).sample, self._segmentations)
+        source = mscoco(folder, split, year=year, empty=empty, check="none")
+        super().__init__(source, source.classes, partial(_as_sample, segmentations=segmentations))
+        self.class_ids = source.class_ids
 
 
 def annotation_document(pack: Pack) -> dict[str, Any]:
@@ -143,7 +116,7 @@ def _check_is_coco(pack: Pack) -> None:
         )
 
 
-def _as_sample(record: Mapping[str, Any], segmentations: bool) -> dict[str, Any]:
+def _as_sample(record: Mapping[str, Any], *, segmentations: bool) -> dict[str, Any]:
     sample = {
         "image": stored_image(record),
         "boxes": record["boxes"],

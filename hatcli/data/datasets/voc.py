@@ -10,24 +10,24 @@ Segmentation gives {"image", "label": (H, W) uint8 of 0 for the background, clas
 the objects 1, 2, ... and 255.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from hatcli.data.classes import VOC_CLASSES, VOC_SEGMENTATION_CLASSES
 from hatcli.data.datasets import DATASETS
-from hatcli.data.datasets._decode import stored_image
+from hatcli.data.datasets._decode import stored_image, with_maps
+from hatcli.data.datasets._twins import PackedDataset, RawDataset
 from hatcli.data.packers.voc import voc
 from hatcli.data.packs.reader import Pack, open_pack
 from hatcli.errors import UsageError
 
-T = TypeVar("T")
-
 
 @DATASETS.register
-class VOCDetection:
+class VOCDetection(PackedDataset):
     """A pack that ``hat pack voc`` made.
 
     Args:
@@ -39,28 +39,11 @@ class VOCDetection:
     """
 
     def __init__(self, path: str, root: Path | None = None) -> None:
-        self._pack = _open(Path(root or ".", path), "detection")
-        self.classes: tuple[str, ...] = tuple(self._pack.meta["classes"])
-        self.split: str = self._pack.meta["split"]
-        self.digest: str = self._pack.meta["content_sha256"]
-
-    def __len__(self) -> int:
-        return len(self._pack)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _with_boxes(self._pack[index])
-
-    def read(self, index: int, use: Callable[[dict[str, Any]], T]) -> T:
-        """What ``use`` makes of a sample whose image is a `StoredImage`, valid meanwhile."""
-        return self._pack.read(index, lambda record: use(_with_boxes(record)), views=True)
-
-    def close(self) -> None:
-        """Let go of the file; the next read opens it again, in whatever process that is."""
-        self._pack.close()
+        super().__init__(_open(Path(root or ".", path), "detection"), _with_boxes)
 
 
 @DATASETS.register
-class VOCDetectionRaw:
+class VOCDetectionRaw(RawDataset):
     """The devkit or its archive as it was downloaded: slower, and not checked beforehand.
 
     Args:
@@ -77,19 +60,12 @@ class VOCDetectionRaw:
         year: Literal["2007", "2012"] = "2012",
         root: Path | None = None,
     ) -> None:
-        self._source = voc(Path(root or ".", path), split, year=year, check="none")
-        self.classes = VOC_CLASSES
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self._source.stamps)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _with_boxes(self._source.make(index).sample)
+        source = voc(Path(root or ".", path), split, year=year, check="none")
+        super().__init__(source, VOC_CLASSES, _with_boxes)
 
 
 @DATASETS.register
-class VOCSegmentation:
+class VOCSegmentation(PackedDataset):
     """A pack that ``hat pack voc --task segmentation`` made.
 
     Args:
@@ -103,36 +79,15 @@ class VOCSegmentation:
     """
 
     def __init__(self, path: str, instances: bool = False, root: Path | None = None) -> None:
-        self._pack = _open(Path(root or ".", path), "segmentation")
-        self._keys = _map_keys(instances)
-        self.classes: tuple[str, ...] = tuple(self._pack.meta["classes"])
-        self.class_pixels: tuple[int, ...] = tuple(self._pack.meta["class_pixels"])
-        self.split: str = self._pack.meta["split"]
-        self.digest: str = self._pack.meta["content_sha256"]
-        if instances and "instance" not in self._pack.meta["fields"]:
-            raise UsageError(
-                f"{self._pack.path}: holds no instances", "pack it without --instances drop"
-            )
-
-    def __len__(self) -> int:
-        return len(self._pack)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _with_maps(self._pack[index], self._keys)
-
-    def read(self, index: int, use: Callable[[dict[str, Any]], T]) -> T:
-        """What ``use`` makes of a sample whose image is a `StoredImage`, valid meanwhile."""
-        return self._pack.read(
-            index, lambda record: use(_with_maps(record, self._keys)), views=True
-        )
-
-    def close(self) -> None:
-        """Let go of the file; the next read opens it again, in whatever process that is."""
-        self._pack.close()
+        pack = _open(Path(root or ".", path), "segmentation")
+        if instances and "instance" not in pack.meta["fields"]:
+            raise UsageError(f"{pack.path}: holds no instances", "pack it without --instances drop")
+        super().__init__(pack, partial(with_maps, instances=instances))
+        self.class_pixels: tuple[int, ...] = tuple(pack.meta["class_pixels"])
 
 
 @DATASETS.register
-class VOCSegmentationRaw:
+class VOCSegmentationRaw(RawDataset):
     """The devkit or its archive as it was downloaded: slower, and not checked beforehand.
 
     Args:
@@ -151,7 +106,7 @@ class VOCSegmentationRaw:
         instances: bool = False,
         root: Path | None = None,
     ) -> None:
-        self._source = voc(
+        source = voc(
             Path(root or ".", path),
             split,
             year=year,
@@ -159,15 +114,7 @@ class VOCSegmentationRaw:
             instances="keep" if instances else "drop",
             check="none",
         )
-        self._keys = _map_keys(instances)
-        self.classes = VOC_SEGMENTATION_CLASSES
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self._source.stamps)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _with_maps(self._source.make(index).sample, self._keys)
+        super().__init__(source, VOC_SEGMENTATION_CLASSES, partial(with_maps, instances=instances))
 
 
 def _open(path: Path, task: str) -> Pack:
@@ -196,12 +143,3 @@ def _with_boxes(record: Mapping[str, Any]) -> dict[str, Any]:
         "truncated": record["truncated"],
         "name": record["name"],
     }
-
-
-def _map_keys(instances: bool) -> tuple[str, ...]:
-    return ("label", "instance") if instances else ("label",)
-
-
-def _with_maps(record: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    maps = {key: record[key] for key in keys}
-    return {"image": stored_image(record), **maps, "name": record["name"]}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from hatcli.data.packs.disk import size_text
+from hatcli.disk import size_text
 from hatcli.errors import DataError
 
 MAX_FILE_BYTES = 256 * 2**20

@@ -15,8 +15,8 @@ import numpy as np
 from lmdb.verify import VerifyError
 from lmdb.verify import verify as verify_lmdb
 
-from hatcli.data.packs.disk import size_text
 from hatcli.data.packs.frame import MAX_PAYLOAD_BYTES
+from hatcli.disk import size_text
 from hatcli.errors import DataError, PackError, UsageError
 
 _NUMBERS = "biuf"  # kinds of numpy dtypes that hold plain numbers

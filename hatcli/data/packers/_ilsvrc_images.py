@@ -18,6 +18,7 @@ from hatcli.data.packers._ilsvrc import (
     find_devkit,
 )
 from hatcli.data.packers._members import Member, Members
+from hatcli.data.packers._remarks import describe_missing
 from hatcli.errors import DataError, UsageError
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -83,15 +84,8 @@ def _open(source_dir: Path, split: str) -> ClassImages:
         return ClassFolders(folder, WNID)
     if archive.is_file():
         return ClassTars(archive, _CLASS_ARCHIVE)
-    if not source_dir.exists():
-        what = f"source directory not found: {source_dir}"
-    elif not source_dir.is_dir():
-        what = f"{source_dir} is a file; give the directory that holds it"
-    else:
-        found = sorted(path.name for path in source_dir.iterdir())
-        what = f"no {split}/ and no {archive.name} under {source_dir}; found: {found[:8]}"
     raise UsageError(
-        what,
+        describe_missing(source_dir, f"no {split}/ and no {archive.name}"),
         f"needed are {ARCHIVES['train']}, {ARCHIVES['val']} and {DEVKIT_ARCHIVE}, free after a "
         f"registration at\n      {_DOWNLOADS}, or their images in folders {split}/nXXXXXXXX/",
     )

@@ -2,10 +2,12 @@
 
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, overload
 
 from hatcli.data.packers._files import MAX_FILE_BYTES, shown
-from hatcli.data.packs.disk import size_text
+from hatcli.data.packers._on_demand import OnDemand
+from hatcli.disk import size_text
 from hatcli.errors import DataError
 
 
@@ -100,23 +102,11 @@ class Members(Sequence[Member]):
         return counts
 
 
-class Stamps(Sequence[str]):
+def stamps_of(members: Members) -> Sequence[str]:
     """What tells one version of each file from another; made when it is asked for."""
+    return OnDemand(range(len(members)), partial(_stamp, members))
 
-    def __init__(self, members: Members) -> None:
-        self._members = members
 
-    def __len__(self) -> int:
-        return len(self._members)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        path, size_bytes, _, mtime, label = self._members[index]
-        return f"{path} {label} {size_bytes} {mtime}"
+def _stamp(members: Members, index: int) -> str:
+    path, size_bytes, _, mtime, label = members[index]
+    return f"{path} {label} {size_bytes} {mtime}"

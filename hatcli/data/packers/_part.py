@@ -1,11 +1,12 @@
 """One of several equal parts of a split, for packing on several machines."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 from hatcli.data.packers import Made, Packer
+from hatcli.data.packers._on_demand import OnDemand
 from hatcli.errors import UsageError
 
 MAX_SHARDS = 100_000
@@ -56,7 +57,8 @@ class Part:
         length = total * shard.index // shard.count - self.first
         self.dataset, self.split = packer.dataset, packer.split
         self.options, self.fields, self.source = packer.options, packer.fields, packer.source
-        self.stamps: Sequence[str] = _Slice(packer.stamps, self.first, length)
+        stamp: Callable[[int], str] = packer.stamps.__getitem__
+        self.stamps: Sequence[str] = OnDemand(range(self.first, self.first + length), stamp)
         self.official_length: int | None = None
         self.estimated_bytes = packer.estimated_bytes * length // total
         self.remarks, self.unofficial = packer.remarks, packer.unofficial
@@ -84,24 +86,3 @@ class Part:
     def find_remarks(self, meta: Mapping[str, Any]) -> list[str]:
         """What may be wrong with these samples."""
         return self._packer.find_remarks(meta)
-
-
-class _Slice(Sequence[str]):
-    """A part of the stamps, which may be made when they are asked for."""
-
-    def __init__(self, whole: Sequence[str], first: int, length: int) -> None:
-        self._whole, self._places = whole, range(first, first + length)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self._whole[place] for place in self._places[index]]
-        return self._whole[self._places[index]]

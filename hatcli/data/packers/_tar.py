@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hatcli.data.packers._files import MAX_FILE_BYTES, shown
 from hatcli.data.packers._members import Member
-from hatcli.data.packs.disk import size_text
+from hatcli.disk import size_text
 from hatcli.errors import DataError
 
 _BLOCK = 512

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from hatcli.data.packers._files import MAX_FILE_BYTES, Entry
 from hatcli.data.packers._members import Member
 from hatcli.data.packers._tar import Tar
-from hatcli.data.packs.disk import size_text
+from hatcli.disk import size_text
 from hatcli.errors import DataError
 
 

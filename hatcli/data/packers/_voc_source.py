@@ -9,6 +9,7 @@ from typing import Any
 
 from hatcli.data.classes import VOC_CLASSES
 from hatcli.data.packers._files import Entry, Files, Folder
+from hatcli.data.packers._remarks import describe_missing
 from hatcli.data.packers._tar import Tar
 from hatcli.data.packers._tar_files import TarFiles, members_by_path
 from hatcli.errors import DataError, UsageError
@@ -102,11 +103,9 @@ def find_split(
 
 def _find_files(source_dir: Path, year: str, split: str, list_name: str) -> Files:
     """The devkit that has the list of the split: a folder, else an archive."""
-    if not source_dir.exists():
-        raise _missing(f"source directory not found: {source_dir}", year, split)
+    lacking = f"no VOCdevkit/VOC{year}/ and no archive of it"
     if not source_dir.is_dir():
-        what = f"{source_dir} is a file; give the directory that holds it"
-        raise _missing(what, year, split)
+        raise _missing(describe_missing(source_dir, lacking), year, split)
     inside = [source_dir / "VOCdevkit" / f"VOC{year}", source_dir / f"VOC{year}"]
     folders = [*inside, *([source_dir] if source_dir.name == f"VOC{year}" else [])]
     devkits: list[Files] = [Folder(folder) for folder in folders if folder.is_dir()]
@@ -114,10 +113,8 @@ def _find_files(source_dir: Path, year: str, split: str, list_name: str) -> File
     for devkit in devkits:
         if any(entry.name == list_name for entry in devkit.under(list_name.rpartition("/")[0])):
             return devkit
-    found = sorted(path.name for path in source_dir.iterdir())
     if not devkits:
-        what = f"no VOCdevkit/VOC{year}/ and no archive of it under {source_dir}; found: "
-        raise _missing(f"{what}{found[:8]}", year, split)
+        raise _missing(describe_missing(source_dir, lacking), year, split)
     splits = sorted({name for devkit in devkits for name in _splits(devkit, list_name)})
     offered = f"; choose {', '.join(splits)}" if splits else ""
     what = f"split {split!r} unknown{offered} (no {list_name} in {devkits[0].where('')})"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hatcli.data.classes import VOC_CLASSES
-from hatcli.data.packs.disk import size_text
+from hatcli.disk import size_text
 from hatcli.errors import DataError
 
 MAX_XML_BYTES = 4 * 2**20

@@ -9,10 +9,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from hatcli.data.packers import Packer
@@ -21,6 +20,7 @@ from hatcli.data.packs.codec import encode
 from hatcli.data.packs.frame import seal, unseal
 from hatcli.data.packs.meta import check_fields, sample_key
 from hatcli.errors import DataError, HatError
+from hatcli.stopping import uninterrupted
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 MAX_WORKERS = 256
 
 _AHEAD_PER_WORKER = 4  # made and not yet taken; bounds the memory
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNAL_ARRIVES_S = 0.3  # at most, between the death of a worker and our own signal
-_SAME_SIGNAL_S = 1.0  # 'timeout' and batch systems send one twice: to the process and its group
 
 
 class Record(NamedTuple):
@@ -59,59 +57,20 @@ class Refused(NamedTuple):
 _Made = Record | Refused | Exception
 
 
-class StopRequest:
-    """Whether a signal asked the job to stop."""
-
-    def __init__(self) -> None:
-        self.signal_number = 0
-
-    def __bool__(self) -> bool:
-        return self.signal_number != 0
-
-
-@contextmanager
-def watch_stop_signals() -> Iterator[StopRequest]:
-    """Note the first SIGINT, SIGTERM or SIGHUP while the block runs; the second stops at once.
-
-    Outside the main thread signals can't be watched, and the request stays unset.
-    """
-    request = StopRequest()
-    first_at = 0.0
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def note(signal_number: int, frame: FrameType | None) -> None:
-        nonlocal first_at
-        if not request:
-            request.signal_number, first_at = signal_number, time.monotonic()
-        elif time.monotonic() - first_at > _SAME_SIGNAL_S:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def make_records(
     packer: Packer,
     start: int,
     num_workers: int,
-    stop: StopRequest,
     *,
     first_key: int | None = None,
     leave_out: bool = False,
 ) -> Iterator[Record | Refused]:
-    """The records from ``start`` on, in order; ends early when a stop is asked.
+    """The records from ``start`` on, in order; ends early where a signal is noted.
 
     Args:
         packer: makes the samples.
         start: index of the first.
         num_workers: processes; 0 works in this one. The records don't depend on it.
-        stop: looked at before each record.
         first_key: number of the first record's key; ``start`` unless given. Keys have no gaps.
         leave_out: give `Refused` for a sample that is damaged instead of raising for it.
 
@@ -122,11 +81,7 @@ def make_records(
     shift = 0 if first_key is None else first_key - start
     task = _Task(packer, shift, leave_out)
     refused = 0
-    made = (
-        _make_in_processes(task, start, num_workers, stop)
-        if num_workers
-        else _make_here(task, start, stop)
-    )
+    made = _make_in_processes(task, start, num_workers) if num_workers else _make_here(task, start)
     with closing(made):  # ends the workers, whoever still holds this frame
         for index, one in enumerate(made, start + shift):
             if isinstance(one, Refused):
@@ -182,11 +137,9 @@ class _Task(NamedTuple):
             return Refused(self.packer.name(index), error.message)
 
 
-def _make_here(
-    task: _Task, start: int, stop: StopRequest
-) -> Generator[Record | Refused, None, None]:
+def _make_here(task: _Task, start: int) -> Generator[Record | Refused, None, None]:
     for index in range(start, len(task.packer.stamps)):
-        if stop:
+        if uninterrupted.is_asked:
             return
         yield task.make(index)
 
@@ -198,7 +151,7 @@ def _move(record: Record, old: int, new: int) -> Record:
 
 
 def _make_in_processes(
-    task: _Task, start: int, num_workers: int, stop: StopRequest
+    task: _Task, start: int, num_workers: int
 ) -> Generator[Record | Refused, None, None]:
     """Deals the samples out in turn; each worker has a pipe of its own.
 
@@ -206,18 +159,16 @@ def _make_in_processes(
     while it hands over a large record leaves the main process waiting for ever.
     """
     total = len(task.packer.stamps)
-    workers = [
-        _Worker(task, range(start + place, total, num_workers))
-        for place in range(min(num_workers, total - start))
-    ]
+    workers = [_Worker() for _ in range(min(num_workers, total - start))]
     try:
+        for place, worker in enumerate(workers):
+            worker.give(task, range(start + place, total, num_workers))
         for index in range(start, total):
-            if stop:
+            if uninterrupted.is_asked:
                 return
             record = workers[(index - start) % len(workers)].take()
             if record is None:
-                time.sleep(_SIGNAL_ARRIVES_S)  # a signal to the whole group kills workers first
-                if stop:
+                if _is_asked_soon():
                     return
                 raise HatError(
                     f"a packing worker died at {task.packer.name(index)} or soon after",
@@ -230,15 +181,22 @@ def _make_in_processes(
             worker.end()
 
 
+def _is_asked_soon() -> bool:
+    """Whether a signal is noted in a moment: one to the whole group may kill workers first."""
+    time.sleep(_SIGNAL_ARRIVES_S)
+    return uninterrupted.is_asked
+
+
 class _Worker:
     """One process that makes some of the samples, in order."""
 
-    def __init__(self, task: _Task, indices: Iterable[int]) -> None:
+    def __init__(self) -> None:
         # Started afresh, it inherits neither the lock nor the open pack nor threads.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe(duplex=False)
+        given, self._task = context.Pipe(duplex=False)
         self._process: SpawnProcess = context.Process(
-            target=_work, args=(task, indices, theirs), daemon=True
+            target=_work, args=(given, theirs), daemon=True
         )
         # A terminal sends Ctrl-C to the workers as well, and only the main process decides what
         # to do: they are born deaf to it. (The tracker unblocks the signal when it starts.)
@@ -248,7 +206,18 @@ class _Worker:
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # now the end of the worker is the end of the pipe
+        given.close()
+        theirs.close()  # now the end of the worker is the end of both pipes
+
+    def give(self, task: _Task, indices: Iterable[int]) -> None:
+        """Hand over what is to be done, once.
+
+        A large task that a process is started with keeps its starter waiting for ever if the
+        process is killed before it has read it all.
+        """
+        with suppress(OSError):  # the worker died; `take` tells
+            self._task.send((task, indices))
+        self._task.close()
 
     def take(self) -> Record | Refused | None:
         """The next record; None when the worker died. What it raised is raised here."""
@@ -265,11 +234,16 @@ class _Worker:
         self._process.terminate()
         self._process.join()
         self._connection.close()
+        self._task.close()
 
 
-def _work(task: _Task, indices: Iterable[int], connection: Connection) -> None:
+def _work(given: Connection, connection: Connection) -> None:
     """In a worker: make the samples while a thread hands over those before."""
     keep_freed_memory()
+    try:
+        task, indices = given.recv()
+    except EOFError:
+        os._exit(1)  # the main process was killed, or couldn't hand it over
     made: queue.Queue[_Made | None] = queue.Queue(_AHEAD_PER_WORKER)
     sender = threading.Thread(target=_send_all, args=(made, connection))
     sender.start()

@@ -19,6 +19,7 @@ from hatcli.data.packers._images import (
     read_label_png,
     take_image,
 )
+from hatcli.data.packers._remarks import compare_number, describe_missing, find_turned
 from hatcli.data.packers._totals import section
 from hatcli.errors import DataError, UsageError
 
@@ -32,6 +33,7 @@ _SAME_ID = {index: index for index in (*range(len(CITYSCAPES_CLASSES)), IGNORE)}
 _RAW_IMAGE_BYTES = 3 * 2048 * 1024
 _INSTANCE_STEP = 1000  # an object's value in instanceIds is its class times this + its number
 _INSTANCE_FIELD = {"type": "ndarray", "dtype": "<u2", "codec": "zstd", "required": True}
+_TRAIN_IDS_ARE_MADE = "labelIds will do: packing makes train ids of them; leave --labels out"
 _LABEL_SHARE = 60  # part of an image's bytes that a compressed label takes
 
 
@@ -142,11 +144,7 @@ class Cityscapes:
         elif options["image_format"] == "strips":
             size = size * 5 // 4
         self.estimated_bytes = size + size // _LABEL_SHARE
-        self.remarks: list[str] = []
-        if len(frames) != self.official_length:
-            self.remarks.append(
-                f"{len(frames)} images; the published {split} split has {self.official_length}"
-            )
+        self.remarks = compare_number(len(frames), split, self.official_length)
         if labels is None:
             self.remarks.append(f"no labels for {split}: every pixel is stored as ignored")
 
@@ -202,13 +200,7 @@ class Cityscapes:
                 f"the labels of {self.split} are placeholders: every pixel is ignored, "
                 "so nothing can be scored on it"
             )
-        rotated = meta["counts"].get("exif_rotated")
-        if rotated and not self.options["apply_exif"]:
-            remarks.append(
-                f"{rotated} images have an EXIF orientation, which is ignored; "
-                "--apply-exif turns them"
-            )
-        return remarks
+        return [*remarks, *find_turned(meta, self.options)]
 
     def _take_label(self, name: str, size: tuple[int, int], totals: Counter[str]) -> np.ndarray:
         """(H, W) uint8 train ids; the pixels of each id in the file are added to the totals."""
@@ -253,7 +245,9 @@ class Cityscapes:
                 f"ids outside 0..18 and 255: {_listed(unknown)}: {where}",
                 "this looks like labelIds; give --labels labelIds",
             )
-        hint = "labelTrainIds need --labels labelTrainIds" if IGNORE in unknown else "see id_map"
+        hint = "mend the label image, or leave such samples out: --on-error quarantine"
+        if IGNORE in unknown:
+            hint = "labelTrainIds need --labels labelTrainIds"
         return f"ids outside 0..{max(_TRAIN_ID_OF)}: {_listed(unknown)}: {where}", hint
 
     def _class_pixels(self, totals: Mapping[str, int]) -> Counter[int]:
@@ -292,16 +286,9 @@ def _has_labels(source_dir: Path) -> bool:
 
 
 def _missing(source_dir: Path, part: str, split: str) -> UsageError:
-    if not source_dir.exists():
-        what = f"source directory not found: {source_dir}"
-    elif not source_dir.is_dir():
-        what = f"{source_dir} is a file; give the directory that holds it"
-    else:
-        found = sorted(path.name for path in source_dir.iterdir())
-        what = f"no {part}/{split}/ and no {ARCHIVES[part]} under {source_dir}; found: {found[:8]}"
     archives = f"{ARCHIVES[LABELS]} {ARCHIVES[IMAGES]}"
     return UsageError(
-        what,
+        describe_missing(source_dir, f"no {part}/{split}/ and no {ARCHIVES[part]}"),
         f"needed are {ARCHIVES[IMAGES]} and {ARCHIVES[LABELS]} (or their folders), after a free "
         f"registration at {_DOWNLOADS}\n      csDownload -d {source_dir} {archives}",
     )
@@ -336,7 +323,8 @@ def _find_maps(
     if alone:
         raise DataError(
             f"{len(alone)} of {len(found_images)} images have no label *_{suffix}, "
-            f"first: {', '.join(alone[:5])}"
+            f"first: {', '.join(alone[:5])}",
+            _TRAIN_IDS_ARE_MADE if "TrainIds" in suffix else None,
         )
     alone = [labels.where(entry.name) for name, entry in _only_in(found_labels, found_images)]
     if alone:

@@ -13,7 +13,8 @@ from hatcli.data.packers._images import (
     parse_image_format,
     take_image,
 )
-from hatcli.data.packers._members import Stamps
+from hatcli.data.packers._members import stamps_of
+from hatcli.data.packers._remarks import compare_number, find_turned
 from hatcli.data.packers._totals import section, spread_of_sides
 from hatcli.errors import UsageError
 
@@ -88,7 +89,7 @@ class ImageNet:
             "label": {"type": "int", "required": True},
             "name": {"type": "str", "required": True},
         }
-        self.stamps = Stamps(self._members)
+        self.stamps = stamps_of(self._members)
         self._class_images = self._members.count_labels(len(self._wnids))
         ratio = _RAW_RATIO if options["image_format"] in ("raw", "strips") else 1
         self.estimated_bytes = (
@@ -138,17 +139,11 @@ class ImageNet:
 
     def find_remarks(self, meta: Mapping[str, Any]) -> list[str]:
         """Images that viewers would turn."""
-        rotated = meta["counts"].get("exif_rotated")
-        if not rotated or self.options["apply_exif"]:
-            return []
-        return [f"{rotated} images have an EXIF orientation, which is ignored, as usual here"]
+        return find_turned(meta, self.options, ", as usual here")
 
     def _compare_images(self) -> list[str]:
         """What is to say of the number of images, and of other files."""
-        remarks = []
-        if len(self._members) != self.official_length:
-            published = f"the published {self.split} split has {self.official_length}"
-            remarks.append(f"{len(self._members)} images; {published}")
+        remarks = compare_number(len(self._members), self.split, self.official_length)
         others = self._files.others
         if others:
             remarks.append(f"{len(others)} other files were passed over, first: {others[0]}")

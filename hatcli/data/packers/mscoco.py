@@ -21,6 +21,7 @@ from hatcli.data.packers._images import (
     parse_image_format,
     take_image,
 )
+from hatcli.data.packers._remarks import compare_number, describe_missing, find_turned
 from hatcli.data.packers._strict_json import check_finite, parse_json
 from hatcli.data.packers._totals import section, spread_of_sides
 from hatcli.errors import DataError, UsageError
@@ -130,9 +131,7 @@ class MsCoco:
         size = sum(entry.size_bytes for entry in self._entries)
         ratio = _RAW_RATIO if options["image_format"] in ("raw", "strips") else 1
         self.estimated_bytes = size * ratio + len(self._entries) * _RECORD_BYTES
-        if len(self._entries) != self.official_length:
-            published = f"the published {split} split has {self.official_length}"
-            self.remarks.insert(0, f"{len(self._entries)} images; {published}")
+        self.remarks[:0] = compare_number(len(self._entries), split, self.official_length)
 
     def make(self, index: int) -> Made:
         """Read, check and convert one photo and its annotations."""
@@ -215,13 +214,7 @@ class MsCoco:
         ):
             if meta["boxes"].get(kind):
                 remarks.append(f"{meta['boxes'][kind]} boxes {what}")
-        rotated = meta["counts"].get("exif_rotated")
-        if rotated and not self.options["apply_exif"]:
-            remarks.append(
-                f"{rotated} images have an EXIF orientation, which is ignored; "
-                "--apply-exif turns them"
-            )
-        return remarks
+        return [*remarks, *find_turned(meta, self.options)]
 
     def _drop_empty(self) -> None:
         document = self._document
@@ -326,15 +319,8 @@ def _find(source_dir: Path, part: str, year: str) -> tuple[Files, Files, str]:
 
 
 def _missing(source_dir: Path, what: str, part: str, year: str) -> UsageError:
-    if not source_dir.exists():
-        message = f"source directory not found: {source_dir}"
-    elif not source_dir.is_dir():
-        message = f"{source_dir} is a file; give the directory that holds it"
-    else:
-        found = sorted(path.name for path in source_dir.iterdir())
-        message = f"{what} under {source_dir}; found: {found[:8]}"
     return UsageError(
-        message,
+        describe_missing(source_dir, what),
         f"needed are {part}.zip and annotations_trainval{year}.zip, or what is in them, from\n"
         f"      {_DOWNLOADS}",
     )

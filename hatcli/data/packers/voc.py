@@ -16,6 +16,7 @@ from hatcli.data.packers._images import (
     read_label_png,
     take_image,
 )
+from hatcli.data.packers._remarks import compare_number, find_turned
 from hatcli.data.packers._totals import section, spread_of_sides
 from hatcli.data.packers._voc_source import VocSplit, find_split
 from hatcli.data.packers._voc_xml import read_objects
@@ -121,10 +122,7 @@ class _Voc:
         self.official_length = lengths.get(found.split)
         ratio = _RAW_RATIO if options["image_format"] in ("raw", "strips") else 1
         self.estimated_bytes = found.size_bytes() * ratio + len(found.names) * _RECORD_BYTES
-        self.remarks: list[str] = []
-        if self.official_length not in (None, len(found.names)):
-            published = f"the published {found.split} split has {self.official_length}"
-            self.remarks.append(f"{len(found.names)} images; {published}")
+        self.remarks = compare_number(len(found.names), found.split, self.official_length)
 
     def name(self, index: int) -> str:
         """'000005' or '2008_000002'."""
@@ -135,13 +133,7 @@ class _Voc:
         remarks = []
         if meta.get("boxes", {}).get("clipped"):
             remarks.append(f"{meta['boxes']['clipped']} boxes were cut off at an image's border")
-        rotated = meta["counts"].get("exif_rotated")
-        if rotated and not self.options["apply_exif"]:
-            remarks.append(
-                f"{rotated} images have an EXIF orientation, which is ignored; "
-                "--apply-exif turns them"
-            )
-        return remarks
+        return [*remarks, *find_turned(meta, self.options)]
 
     def _take_image(self, index: int) -> tuple[dict[str, Any], Counter[str]]:
         image, totals = take_image(*self._found.read("JPEGImages", index), self.options)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from hatcli.data.packs import lmdb, mxrecord
 from hatcli.data.packs.joined_reader import JoinedReader, is_joined, shard_folders
 from hatcli.data.packs.lmdb_file import DATA_FILE as LMDB_DATA_FILE
+from hatcli.data.packs.meta import no_pack
 from hatcli.data.packs.protocol import Order, Reader, Writer
 from hatcli.errors import UsageError, did_you_mean
 
@@ -94,5 +95,5 @@ def _kind_in(folder: Path) -> PackType:
     """The kind of container of a pack that isn't joined."""
     name = find_pack_type(folder)
     if name is None or name == "joined":  # a joined pack of joined ones might hold itself
-        raise UsageError(f"no pack at {folder}", "'hat pack DATASET --split SPLIT' makes one")
+        raise no_pack(folder)
     return _TYPES[name]

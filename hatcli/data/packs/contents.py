@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hatcli.data.packs.disk import sync_to_disk
 from hatcli.data.packs.meta import seal_map, unseal_map
 from hatcli.data.packs.recordio import MAX_STORED_BYTES, find_end, restore, store
+from hatcli.disk import sync_to_disk
 from hatcli.errors import DataError, PackError
 
 CONTENTS_FILE = "meta.rec"

@@ -18,7 +18,6 @@ from hatcli.data.packers._totals import section, spread
 from hatcli.data.packs.container import data_size, find_pack_type, open_reader
 from hatcli.data.packs.contents import Contents, write_contents
 from hatcli.data.packs.digest import ContentDigest
-from hatcli.data.packs.disk import sync_to_disk
 from hatcli.data.packs.joined_reader import ShardEntry
 from hatcli.data.packs.meta import (
     META_FILE,
@@ -30,6 +29,7 @@ from hatcli.data.packs.meta import (
 )
 from hatcli.data.packs.place import beside, explain_write_errors, put_in_place
 from hatcli.data.packs.reader import open_pack
+from hatcli.disk import sync_to_disk
 from hatcli.errors import DataError, PackError, UsageError
 
 

@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import lmdb
 
-from hatcli.data.packs.disk import HINT_RESUME, check_free_space, size_text, sync_to_disk
 from hatcli.data.packs.lmdb_file import DATA_FILE, check_file, check_size
-from hatcli.errors import HatError, PackError, UsageError
+from hatcli.data.packs.meta import no_pack
+from hatcli.disk import HINT_RESUME, check_free_space, size_text, sync_to_disk
+from hatcli.errors import HatError, PackError
 
 T = TypeVar("T")
 
@@ -194,7 +195,7 @@ def share_environment(folder: Path, order: str = "random") -> SharedEnvironment:
     """
     data = folder / DATA_FILE
     if not data.is_file():
-        raise UsageError(f"no pack at {folder}", "'hat pack DATASET --split SPLIT' makes one")
+        raise no_pack(folder)
     status = data.stat()
     with _shared_lock:
         # A second environment on one file in one process is not allowed by LMDB.

@@ -4,7 +4,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from hatcli.data.packs.disk import size_text
+from hatcli.disk import size_text
 from hatcli.errors import PackError
 
 DATA_FILE = "data.mdb"

@@ -15,7 +15,7 @@ from typing import Any
 from hatcli import __version__
 from hatcli.data.packs.codec import decode, encode
 from hatcli.data.packs.frame import seal, unseal
-from hatcli.errors import DataError, PackError
+from hatcli.errors import DataError, PackError, UsageError
 
 META_KEY = b"__meta__"
 STATE_KEY = b"__state__"  # only while packing
@@ -31,6 +31,15 @@ _FIELD_TYPES: dict[str, tuple[str, ...]] = {
     "ndarray": ("ndarray", "Strips", "RawRows"),
     "tensor": ("TensorData",),
 }
+
+
+def no_pack(folder: Path) -> UsageError:
+    """The error for a folder that isn't there or holds no pack; its name tells the split."""
+    split, _, kind = folder.name.rpartition("_")
+    made = f"hat pack DATASET --split {split if split and kind else 'SPLIT'}"
+    return UsageError(
+        f"no pack at {folder}", f"'{made}' makes one; data_rootdir=FOLDER names another place"
+    )
 
 
 def sample_key(index: int) -> bytes:

@@ -22,10 +22,10 @@ from hatcli.data.packs.contents import (
     read_contents,
     write_contents,
 )
-from hatcli.data.packs.disk import HINT_RESUME, check_free_space, size_text
 from hatcli.data.packs.frame import unseal
 from hatcli.data.packs.meta import META_KEY, sample_key
 from hatcli.data.packs.recordio import MAX_STORED_BYTES, find_end, restore, store
+from hatcli.disk import HINT_RESUME, check_free_space, size_text
 from hatcli.errors import DataError, HatError, PackError
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 from hatcli.data.packs.container import find_pack_type
-from hatcli.data.packs.disk import sync_to_disk
 from hatcli.data.packs.reader import open_pack
+from hatcli.disk import sync_to_disk
 from hatcli.errors import DataError, HatError, LockedError, PackError, UsageError
 
 

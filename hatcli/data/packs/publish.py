@@ -16,7 +16,6 @@ from typing import Any
 from hatcli.data.packs.background import BackgroundWriter
 from hatcli.data.packs.container import data_size, find_container
 from hatcli.data.packs.digest import ContentDigest
-from hatcli.data.packs.disk import sync_to_disk
 from hatcli.data.packs.frame import unseal
 from hatcli.data.packs.meta import (
     META_FILE,
@@ -30,6 +29,7 @@ from hatcli.data.packs.meta import (
     write_meta_json,
 )
 from hatcli.data.packs.place import beside, explain_write_errors, put_in_place
+from hatcli.disk import sync_to_disk
 from hatcli.errors import DataError, HatError, PackError
 
 BATCH_BYTES = 32 * 10**6  # two of them, and LMDB's copy of one, are in memory

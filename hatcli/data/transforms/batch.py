@@ -51,6 +51,10 @@ class RgbToYuv444(nn.Module):
             return self._multiplied(images)
         return F.conv2d(images.to(torch.float32), self.weight, self.bias)
 
+    def matrix(self) -> Tensor:
+        """(3, 4) float32: what a result is in red, green, blue and 1."""
+        return torch.cat([self.weight.view(3, 3), self.bias[:, None]], dim=1)
+
     def _multiplied(self, images: Tensor) -> Tensor:
         """The same with products of matrices: on a CPU a quarter of the convolution's time.
 
@@ -108,6 +112,10 @@ class Normalize(nn.Module):
         if _are_plain(images):
             return self._row_by_row(images)
         return images.to(torch.float32) * self.scale + self.shift
+
+    def matrix(self) -> Tensor:
+        """(3, 4) float32: what a result is in red, green, blue and 1."""
+        return torch.cat([self.scale.view(3).diag(), self.shift.view(3, 1)], dim=1)
 
     def _row_by_row(self, images: Tensor) -> Tensor:
         """The same in place and over rows of pixels, which on a CPU takes a fifth of the time."""

@@ -9,7 +9,6 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from hatcli.errors import HatError
-from hatcli.quantize.findings import Finding
 from hatcli.quantize.graph.operations import (
     CONSTANT_HINT,
     Chain,
@@ -25,11 +24,8 @@ from hatcli.quantize.layers import (
     Add,
     Concat,
     Multiply,
-    QuantConv2d,
-    QuantLinear,
     UpsampleBilinear2x,
 )
-from hatcli.quantize.quantizers import ActivationQuantizer
 
 INTEGER_KINDS: tuple[type[nn.Module], ...] = (
     nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.MaxPool2d, nn.AvgPool2d,
@@ -61,23 +57,6 @@ def normalise(traced: GraphModule, is_float: Callable[[str], bool]) -> GraphModu
     for node in traced.graph.nodes:
         builder.add(node)
     return builder.finish()
-
-
-def opaque_layers(graph: GraphModule) -> list[Finding]:
-    """The layers of a prepared graph that only ``quantize.leaf_modules`` let in.
-
-    They run in it, but neither as integers nor in an exported model.
-    """
-    ours = (QuantConv2d, QuantLinear, ActivationQuantizer)
-    calls = [
-        (str(node.target), graph.get_submodule(str(node.target)))
-        for node in graph.graph.find_nodes(op="call_module")
-    ]
-    return [
-        Finding(name, f"{_a(module)} can be trained but neither lowered nor exported")
-        for name, module in calls
-        if not isinstance(module, ours) and not _is_known(module)
-    ]
 
 
 @dataclass

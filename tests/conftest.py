@@ -1,0 +1,26 @@
+"""What tests of several files begin with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> str:
+    """A folder of its own to stand in, with a small config over the file's packed ``data``."""
+    from tiny import write_tiny_config
+
+    monkeypatch.chdir(tmp_path)
+    return str(write_tiny_config(tmp_path, data))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Other processes compute with one here; the sums of two differ in their last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
