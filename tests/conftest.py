@@ -1,5 +1,6 @@
 """What tests of several files begin with."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,20 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> str:
 
     monkeypatch.chdir(tmp_path)
     return str(write_tiny_config(tmp_path, data))
+
+
+@pytest.fixture
+def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The modules and parts in the test's folder go with it: the next one has others so named."""
+    from registries import forget_modules
+
+    monkeypatch.setattr("sys.path", list(sys.path))
+    yield
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    own = {name for name, file in files.items() if file and Path(file).is_relative_to(tmp_path)}
+    for name in own:
+        del sys.modules[name]
+    forget_modules(own | {"<run_path>"})
 
 
 @pytest.fixture(scope="module")

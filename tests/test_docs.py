@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from tiny import write_tiny_config
 
 from hatcli.cli import run
 from hatcli.config import from_values, load_config
-from hatcli.data.packers import PACKERS
 from hatcli.data.scenes.draw import write_scenes
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.models import MODELS
@@ -124,12 +122,10 @@ def make_roads(root: Path) -> None:
                 Image.fromarray(pixels).save(path)
 
 
+@pytest.mark.usefixtures("own_parts")
 @pytest.mark.parametrize("document", RUN, ids=lambda path: path.name)
 def test_every_command_of_a_document_runs(document, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    monkeypatch.setattr(PACKERS, "_joined", {})  # what a document adds goes with its test
-    monkeypatch.setattr(PACKERS, "_imported", dict(PACKERS._imported))
     write_inputs(document, tmp_path)
     for line in commands(document):
         if MARK in line:
@@ -183,6 +179,7 @@ def write_parts(document: Path, folder: Path) -> list[str]:
     return [name for name, _ in files]
 
 
+@pytest.mark.usefixtures("own_parts")
 def test_the_parts_shown_in_contributing_drop_in(tmp_path, monkeypatch, capsys):
     names = write_parts(ROOT / "docs" / "project" / "contributing.md", tmp_path)
     assert names == ["my_model.py", "my_loss.py", "my_dataset.py"]
@@ -193,7 +190,6 @@ def test_the_parts_shown_in_contributing_drop_in(tmp_path, monkeypatch, capsys):
     changes = shown + 'val = {**train, "dataset": {"type": "HalfRoad", "length": 4}}\n'
     config.write_text(f"{config.read_text()}\n{changes}deploy = {{'shape': [1, 3, 64, 128]}}\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", list(sys.path))
     assert run(["config", "check", str(config), "--data"]) == 0
     assert run(["train", str(config), "epochs=6", "optim.lr=0.2"]) == 0
     assert run(["ops", str(config)]) == 0
@@ -202,11 +198,11 @@ def test_the_parts_shown_in_contributing_drop_in(tmp_path, monkeypatch, capsys):
     assert run(["eval", "tiny.onnx", "--min", "aAcc=80"]) == 0
 
 
+@pytest.mark.usefixtures("own_parts")
 def test_the_observer_shown_drops_in(tmp_path, monkeypatch, capsys):
     assert write_parts(QUANTIZATION, tmp_path) == ["my_observer.py"]
     shown = next(b for b in blocks(QUANTIZATION, "text") if "imports" in b)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", list(sys.path))
     list(write_scenes(tmp_path / "data", train=8, val=2, size=(128, 64)))
     for split in ("train", "val"):
         assert run(["pack", "cityscapes", "--src", "data", "--split", split]) == 0

@@ -1,23 +1,17 @@
 """Packers in files of the user's own, and what the command line says next."""
 
-import sys
-
 import pytest
 from made_coco import make_coco
 from made_voc import make_voc
 from test_docs import ROOT, make_roads, write_parts
 
 from hatcli.cli import run
-from hatcli.data.packers import PACKERS
 from hatcli.data.packs.reader import open_pack
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, own_parts):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    monkeypatch.setattr(PACKERS, "_joined", {})
-    monkeypatch.setattr(PACKERS, "_imported", dict(PACKERS._imported))
     return tmp_path
 
 

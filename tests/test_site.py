@@ -1,6 +1,5 @@
 """The site holds every document, command and part, asks nobody for anything, has no dead link."""
 
-import importlib
 import os
 import re
 import shutil
@@ -13,10 +12,10 @@ from urllib.parse import unquote
 
 import pytest
 import typer
+from registries import registries
 
 from hatcli.cli import build_app
 from hatcli.config import shipped_configs
-from hatcli.registry import Registry
 
 ROOT = Path(__file__).parent.parent
 MADE = {"genindex.html", "search.html", "py-modindex.html"}
@@ -108,18 +107,13 @@ def test_every_part_of_every_registry_is_told_with_its_arguments(site):
     for registry in found:
         for name in registry.names():
             part = registry.part(name)
+            if not part.module.startswith("hatcli."):
+                continue  # another test's own
             assert any(f"-{name.lower().replace('_', '-')}" in one for one in page.ids), name
             assert part.summary.split("`")[0] in page.text
             for parameter in part.parameters:
                 told = parameter.name in page.text or parameter.name in registry.given
                 assert told, (name, parameter.name)
-
-
-def registries() -> Iterator[Registry]:
-    for file in sorted((ROOT / "hatcli").rglob("__init__.py")):
-        module = ".".join(file.parent.relative_to(ROOT).parts)
-        for name in re.findall(r"^([A-Z_]+) = Registry\(", file.read_text(), re.MULTILINE):
-            yield getattr(importlib.import_module(module), name)
 
 
 def test_every_shipped_config_is_told_with_its_source(site):
