@@ -21,6 +21,7 @@ import torch
 
 from hatcli.config import Config, load_config
 from hatcli.engine.checkpoint import load_checkpoint
+from hatcli.events import finish
 from hatcli.recipes.check import check_config
 from hatcli.recipes.train import train_float
 
@@ -53,13 +54,7 @@ def train(config: Config) -> tuple[float, float]:
     """The mIoU at the end in percent, and the seconds of processor time that it took."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
-        job = train_float(config, device="cpu", out=Path(folder))
-        while True:
-            try:
-                next(job)
-            except StopIteration as finished:
-                result = finished.value
-                break
+        result = finish(train_float(config, device="cpu", out=Path(folder)))
         return load_checkpoint(result.last)["metrics"]["mIoU"], time.process_time() - started
 
 

@@ -19,6 +19,13 @@ import difflib
 from collections.abc import Iterable
 
 
+def start_of(data: bytes) -> str:
+    """How a file begins: "starts with 'hello'", or "starts with the bytes 89 50 4e 47"."""
+    if data.isascii() and data.decode("ascii").isprintable():
+        return f"starts with {data.decode('ascii')!r}"
+    return f"starts with the bytes {data.hex(' ')}"
+
+
 class HatError(Exception):
     """An expected failure: what is wrong and where, in one line, and how to mend it.
 

@@ -5,6 +5,7 @@ registry's package. Adding one is adding a file. `build` imports only the file t
 """
 
 import ast
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -177,7 +178,10 @@ def import_file(path: Path, where: str) -> ModuleType:
         ConfigError: there is no such file, another module has its name, or it fails.
     """
     if not path.is_file():
-        raise ConfigError(f"{where}: no such file: {path}")
+        there = [found.name for found in sorted(path.parent.glob("*.py"))]
+        near = difflib.get_close_matches(path.name, there, n=1)
+        hint = f"did you mean {str(path.with_name(near[0]))!r}?" if near else None
+        raise ConfigError(f"{where}: no such file: {path}", hint)
     user_files.add(str(path.resolve()))
     folder = str(path.resolve().parent)
     if folder not in sys.path:

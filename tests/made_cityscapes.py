@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from hatcli.data.classes import CITYSCAPES
+from hatcli.events import finish
 from hatcli.recipes.pack import PackResult, pack
 
 CITIES = {
@@ -62,15 +63,6 @@ def pack_cityscapes(
     """Pack a split into ``<target or source>/<split>_lmdb``, in this process unless told."""
     options.setdefault("num_workers", 0)
     return finish(pack("cityscapes", source, target, split, **options))
-
-
-def finish(job):
-    """Run a recipe to its end and return its result; its events are thrown away."""
-    try:
-        while True:
-            next(job)
-    except StopIteration as finished:
-        return finished.value
 
 
 def frame_name(city: str, index: int) -> str:

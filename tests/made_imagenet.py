@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hatcli.events import finish
 from hatcli.recipes.pack import PackResult, pack
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -74,12 +75,7 @@ def make_folders(root: Path, *, train: int = 2, val: int = 2, seed: int = 0) -> 
 def pack_imagenet(source: Path, split: str = "train", **options: object) -> PackResult:
     """Pack a split into ``<source>/<split>_lmdb``, in this process unless told."""
     options.setdefault("num_workers", 0)
-    job = pack("imagenet", source, options.pop("target", None), split, **options)
-    try:
-        while True:
-            next(job)
-    except StopIteration as finished:
-        return finished.value
+    return finish(pack("imagenet", source, options.pop("target", None), split, **options))
 
 
 def train_files(each: int, seed: int = 0) -> list[tuple[str, list[tuple[str, bytes]]]]:

@@ -16,7 +16,7 @@ from hatcli.engine.evaluation import evaluate
 from hatcli.engine.loop import fit
 from hatcli.engine.training import FitSettings, Training
 from hatcli.errors import DataError
-from hatcli.events import EpochDone, StepDone
+from hatcli.events import EpochDone, StepDone, finish
 from hatcli.losses.cross_entropy import CrossEntropy
 from hatcli.losses.softmax_focal import SoftmaxFocal
 from hatcli.metrics.accuracy import Accuracy
@@ -218,7 +218,7 @@ def scored(length: int) -> dict[str, float]:
         def reset(self) -> None:
             pass
 
-    return _result(
+    return finish(
         evaluate(
             model, loader.epoch(0), Several(), prepare=Prepared(), device=torch.device("cpu"),
             total=length,
@@ -241,14 +241,6 @@ def boxes_of(targets: Tensor) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         )
         true.append({"boxes": box, "classes": torch.tensor([number % 2])})
     return found, true
-
-
-def _result(job: Iterator[Any]) -> Any:
-    try:
-        while True:
-            next(job)
-    except StopIteration as finished:
-        return finished.value
 
 
 def told() -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 import torch
 from torch import fx, nn
 
+from hatcli.events import finish
 from hatcli.quantize.layers import Add, QuantConv2d, QuantLinear
 from hatcli.quantize.quantizers import ActivationQuantizer, WeightQuantizer
 
@@ -67,8 +68,4 @@ def residual_net(weight_bits=8, observer=MIN_MAX, seed=0):
 def finished(job):
     """The result of a job and its events."""
     events = []
-    while True:
-        try:
-            events.append(next(job))
-        except StopIteration as stop:
-            return stop.value, events
+    return finish(job, events.append), events

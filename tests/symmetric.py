@@ -4,9 +4,9 @@ from functools import cache
 
 import torch
 from integer_graphs import all_values
-from made_cityscapes import finish
 from rational import codes_of
 
+from hatcli.events import finish
 from hatcli.models import MODELS
 from hatcli.quantize.calibrate import calibrate
 from hatcli.quantize.grid import Grid

@@ -344,7 +344,7 @@ BAD = {
     "kit same id": (kit_of([SYNSETS[0], (1, *SYNSETS[1][1:])]), 1, "1 stands for 2 classes"),
     "kit id": (kit_of([(0.5, *SYNSETS[0][1:])]), 1, "0.5 is no ILSVRC2012_ID"),
     "kit id infinite": (kit_of([(1e300, *SYNSETS[0][1:])]), 1, "1e+300 is no ILSVRC2012_ID"),
-    "image HTML": (photo(b"<html>sorry"), 1, "not an image (starts with b'<html>"),
+    "image HTML": (photo(b"<html>sorry"), 1, "not an image (starts with '<html>"),
     "image empty": (photo(b""), 1, "empty file"),
     "image cut": (photo(jpeg(NOISE)[:-60]), 1, "image is truncated"),
     "image begins only": (photo(jpeg(NOISE)[:60]), 1, "damaged image ("),

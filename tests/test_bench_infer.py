@@ -5,10 +5,11 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from color_net import write_checkpoint, write_integers
+from color_net import ColorMap, write_checkpoint, write_integers
 
 from hatcli.cli import run
 from hatcli.cli._bench_infer import _show
+from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.errors import HatError
 from hatcli.recipes.bench_infer import BenchRow, InferBench, _Child, _spread
 from hatcli.recipes.model_file import open_model_file
@@ -45,6 +46,46 @@ def test_files_are_timed_scored_and_weighed_each_in_a_process_of_its_own(
     assert document["images"] == 4
 
 
+SIZES = {
+    "what a file is exported for": (["open.onnx"], [1, 3, 64, 80]),
+    "the only size that one takes": (["float.pth.tar", "open.onnx", "fixed.onnx"], [1, 3, 48, 64]),
+    "what the first is made for": (["float.pth.tar", "open.onnx"], [1, 3, 32, 48]),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_files_are_timed_at_a_size_that_all_of_them_take(folder, monkeypatch, capsys, name):
+    monkeypatch.chdir(folder)
+    for file, shape, dynamic in (("open", "1,3,64,80", "both"), ("fixed", "1,3,48,64", "none")):
+        words = ["export", "--ckpt", "float.pth.tar", "-o", f"{file}.onnx"]
+        if not Path(f"{file}.onnx").exists():
+            assert run([*words, "--shape", shape, "--dynamic", dynamic]) == 0
+    files, shape = SIZES[name]
+    capsys.readouterr()
+    short = ["--rounds", "1", "--threads", "1", "--images", "0", "--json"]
+    assert run(["bench", "infer", *files, *short]) == 0
+    assert json.loads(capsys.readouterr().out)["shape"] == shape
+    assert run(["bench", "infer", "fixed.onnx", "net.onnx", *short]) == 2
+    assert "net.onnx takes images of 1x3x32x48 alone, fixed.onnx of 1x3x48x64" in (
+        capsys.readouterr().err
+    )
+
+
+def test_plain_weights_of_a_network_are_timed_beside_a_file(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    checkpoint = load_checkpoint(Path("float.pth.tar"))
+    torch.save(checkpoint["state_dict"], "plain.pth")
+    values = checkpoint["config"]["values"]
+    Path("color.py").write_text("".join(f"{key} = {value!r}\n" for key, value in values.items()))
+    words = ["color.py", "net.onnx", "--rounds", "1", "--threads", "1", "--json"]
+    assert run(["bench", "infer", *words, "--weights", "plain.pth"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["rows"]
+    assert [Path(row["file"]).name for row in (first, second)] == ["plain.pth", "net.onnx"]
+    assert (first["kind"], first["score"]) == ("PyTorch float", 100)
+    assert run(["bench", "infer", "--weights", "plain.pth"]) == 2
+    assert "--weights: of which network?" in capsys.readouterr().err
+
+
 def row(place: int) -> BenchRow:
     return BenchRow(
         Path(f"{place}.onnx"), "ONNX int8", place == 2, 4_000_000 // place, "mIoU", 50.0 + place,
@@ -57,6 +98,7 @@ def test_the_table_has_ratios_to_the_first_row_and_fits_80_columns(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
     table = [line.split() for line in lines]
+    assert table[1][:3] == ["MB", "mIoU", "%"]
     assert ["1", "ONNX", "int8", "4.00", "51.00", "40.0", "20.0", "50.0", "100"] in table
     ratios = ["2", "ONNX", "int8", "0.50x", "+1.00", "0.50x", "0.50x", "2.00x", "1.00x"]
     assert ratios in table
@@ -100,6 +142,13 @@ def test_what_cannot_be_timed_is_said(folder, monkeypatch, capsys, words, messag
         onnx.save(model, "foreign.onnx")
     assert run(["bench", "infer", *words]) in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_a_size_that_a_network_does_not_take_is_said(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(ColorMap, "size_divisor", 16, raising=False)
+    assert run(["bench", "infer", "float.pth.tar", "--shape", "1,3,40,48"]) == 2
+    assert "float.pth.tar: takes multiples of 16, not 40x48" in capsys.readouterr().err
 
 
 def test_a_process_that_dies_is_an_error_with_its_last_words(folder, monkeypatch):

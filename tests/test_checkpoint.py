@@ -76,8 +76,8 @@ def script(path):
 BAD = {
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
     "web page": (lambda path: path.write_text("<html></html>"), "a web page"),
-    "text": (lambda path: path.write_text("hello"), "not a checkpoint (starts with b'hello')"),
-    "zeros": (lambda path: path.write_bytes(bytes(4096)), "not a checkpoint"),
+    "text": (lambda path: path.write_text("hello"), "not a checkpoint (starts with 'hello')"),
+    "zeros": (lambda path: path.write_bytes(bytes(4096)), "starts with the bytes 00 00 00"),
     "tar": (legacy_tar, "not a checkpoint"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "not a checkpoint"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-200]), "cut or damaged"),

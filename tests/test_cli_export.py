@@ -1,4 +1,5 @@
 import json
+import re
 
 import onnx
 import pytest
@@ -13,6 +14,7 @@ from hatcli.cli import run
 from hatcli.config import from_values, show_config
 from hatcli.data.classes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from hatcli.engine.checkpoint import load_checkpoint, save_checkpoint
+from hatcli.events import size_text
 from hatcli.export.check import random_images
 from hatcli.export.session import OnnxModel
 from hatcli.recipes.build import build_model, model_from_checkpoint
@@ -42,6 +44,47 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["-o", "a.txt"], "-o a.txt: the name of an ONNX file ends in .onnx", "hint: -o a.onnx"),
+        (["-o", "v1.2"], "ends in .onnx", "hint: -o v1.2.onnx"),
+        (["-o", "a.safetensors"], "ends in .onnx", "--format safetensors, or -o a.onnx"),
+        (
+            ["-o", "a.pth", "--format", "safetensors"],
+            "-o a.pth: the name of a file of weights ends in .safetensors",
+            "hint: -o a.safetensors",
+        ),
+        (
+            ["-o", "a.onnx", "--format", "safetensors"],
+            "ends in .safetensors",
+            "give --format onnx, or -o a.safetensors",
+        ),
+    ],
+)
+def test_a_name_of_another_format_is_refused(words, message, hint, capsys):
+    assert run(["export", "--ckpt", "best.pth", *words]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert hint in errors
+
+
+@pytest.mark.parametrize(
+    "words", [["--ckpt", "a.onnx"], ["a.onnx"], ["demo", "--weights", "a.onnx"]]
+)
+def test_an_onnx_file_is_not_exported_again(words, capsys):
+    assert run(["export", *words]) == 2
+    errors = capsys.readouterr().err
+    assert "a.onnx: is an ONNX file already" in errors
+    assert "hint: score it: hat eval a.onnx; compare it anew: hat export --verify" in errors
+
+
+def test_small_files_are_told_in_kilobytes():
+    assert size_text(8_049) == "8.0 kB"
+    assert size_text(99_999) == "100.0 kB"
+    assert size_text(100_000) == "0.1 MB"
+
+
 def checkpoint(folder, step="float", classes=("a", "b", "c", "d", "e"), name="float.pth.tar"):
     import_user_modules(CONFIG)
     model = build_model(CONFIG)
@@ -66,7 +109,7 @@ def test_a_checkpoint_alone_is_enough(folder, capsys):
     assert run(["export", "--ckpt", str(path), "--dynamic", "none"]) == 0
     captured = capsys.readouterr()
     first, *rest = captured.out.splitlines()
-    assert first.startswith("tiny.onnx   0.0 MB   float   opset 18   7 nodes: 3 Conv, 1 Relu")
+    assert re.match(r"tiny\.onnx   \d\.\d kB   float   opset 18   7 nodes: 3 Conv, 1 Relu", first)
     assert rest[:2] == [
         "  input   images float32 (1, 3, 16, 24) after no batch transforms",
         "  output  labels int64 (1, 1, 8, 12)",

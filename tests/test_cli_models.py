@@ -8,6 +8,7 @@ import pytest
 from hatcli.cli import run
 from hatcli.cli._options import complete_target
 from hatcli.config import load_config, shipped_configs
+from hatcli.events import finish
 from hatcli.recipes.published import MEASURED, PUBLISHED, REMARKS
 
 
@@ -26,12 +27,7 @@ def listed():
     """The whole list, once."""
     from hatcli.recipes.models import list_models
 
-    job = list_models()
-    while True:
-        try:
-            next(job)
-        except StopIteration as finished:
-            return finished.value
+    return finish(list_models())
 
 
 def test_every_shipped_config_is_listed_by_task_and_name(listed):

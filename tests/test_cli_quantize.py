@@ -1,6 +1,7 @@
 """The command hat quantize: what it refuses, prints, and exits with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from test_cli import probe
 from test_quantize_recipe import street  # noqa: F401 - a fixture
 
 from hatcli.cli import run
-from hatcli.cli.quantize import _advice
+from hatcli.cli.quantize import _advice, _show
 from hatcli.engine.checkpoint import load_checkpoint
+from hatcli.quantize.analysis.sensitivity import LayerDamage
+from hatcli.recipes.quantize import QuantizeResult
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -56,7 +59,10 @@ def test_layers_and_steps_fit_80_columns_and_the_next_command_follows(here, caps
     lines = captured.out.splitlines()
     tables = [line for line in lines if not line.startswith(("report: ", "onnx: "))]
     assert max(map(len, tables)) <= 80
-    assert lines[0].split() == ["layer", "kind", "SQNR", "alone", "mIoU", "alone"]
+    heads = ["layer", "kind", "SQNR", "dB", "alone", "dB", "mIoU", "%"]
+    assert lines[0].split() == heads
+    told = " ".join(captured.out.split())
+    assert "alone: of the scores, and mIoU, when this layer alone is quantized" in told
     rows = {line.split()[0]: line.split() for line in lines if line}
     assert rows["depthwise.0"][1] == "depthwise"
     assert [name in rows for name in ("float", "calibration", "int_infer")] == [True] * 3
@@ -81,6 +87,26 @@ def test_the_newest_float_run_is_taken_and_raised_layers_are_an_override(here, c
     finally:
         for run_folder in Path("runs/street").glob("*-quantize"):
             run_folder.rename(here.parent / run_folder.name)
+
+
+@pytest.mark.parametrize(("integers", "is_advised"), [(60.5, False), (59.95, False), (59.8, True)])
+def test_a_model_that_loses_nothing_but_noise_gets_no_advice(integers, is_advised, capsys):
+    layer = LayerDamage(
+        "stem", "Conv2d", 30.0, 20.0, 59.0, 0.5, 0.0, 1.0, 8, False, "why", "raise it"
+    )
+    steps = [
+        {"step": step, "metrics": {"mIoU": value}}
+        for step, value in {"float": 60.0, "int_infer": integers}.items()
+    ]
+    document = {"best_by": "mIoU", "steps": steps, "search": None}
+    layers = [layer, replace(layer, name="odd", cause="a dead channel", is_fault=True)]
+    best = Path("best.pth")
+    _show(QuantizeResult(Path("run"), document, layers, best, "mIoU", None, None, None))
+    out = capsys.readouterr().out
+    assert "odd: a dead channel; to do: raise it" in out
+    assert ("stem: why; to do: raise it" in out) == is_advised
+    harmless = f"int_infer {integers - 60:+.2f} points against float: no layer needs more bits"
+    assert (harmless in out) != is_advised
 
 
 def test_json_is_the_document_and_nothing_else(here, capsys):

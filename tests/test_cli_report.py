@@ -39,7 +39,7 @@ def test_a_training_leaves_a_page_and_hat_report_adds_pictures(trained, monkeypa
     assert len(page.of("img")) == 6
     reported = json.loads((folder / "summary.json").read_text())["metrics"]["mIoU"]
     assert result["metrics"]["mIoU"] == pytest.approx(reported, abs=1e-6)
-    assert f"Scored again for the classes and pictures below: {reported:.2f}." in page.text
+    assert f"Scored again for the classes and pictures below: {reported:.2f} %." in page.text
 
 
 def test_files_of_the_run_are_told_of_and_others_are_not(trained, monkeypatch, capsys):
@@ -57,6 +57,8 @@ def test_files_of_the_run_are_told_of_and_others_are_not(trained, monkeypatch, c
         (folder / "own.onnx").unlink()
     printed = capsys.readouterr()
     assert printed.out == "page.html\n"
+    best = folder / "float-checkpoint-best.pth.tar"
+    assert printed.err.splitlines()[-1] == f"next: hat predict --ckpt {best} PICTURES"
     assert "zz.onnx: not an ONNX model" in printed.err
     text = walk(Path("page.html").read_text()).text
     assert "own.onnx gives the same scores as torch" in text

@@ -74,6 +74,7 @@ def test_training_starts_from_the_weights_and_says_so(config, weights, capsys):
     printed = capsys.readouterr()
     assert "weights: net.pth (SHA-256 " in printed.err
     document = json.loads(printed.out)
+    assert document["unit"] == "percent"
     assert "weights: net.pth" in Path(document["run"], "train.log").read_text()
     trained = load_checkpoint(Path(document["last"]))["state_dict"]
     started = torch.load(weights, weights_only=True)

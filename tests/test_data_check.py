@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made_cityscapes import finish, make_cityscapes, pack_cityscapes
+from made_cityscapes import make_cityscapes, pack_cityscapes
 from made_imagenet import make_imagenet, pack_imagenet
 from made_voc import file_of, make_voc
 from tiny import write_tiny_config
@@ -12,6 +12,7 @@ from hatcli.cli import run
 from hatcli.data.facts import Rules, Totals, facts_of, look_at
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import DataError
+from hatcli.events import finish
 from hatcli.recipes.data_check import check_sources
 from hatcli.recipes.data_source import Source
 from hatcli.recipes.pack import pack
@@ -196,6 +197,7 @@ def test_a_config_is_checked_in_both_splits(streets, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "ok: nothing is wrong" in shown.out
     assert "next: hat data show" in shown.err
+    assert "\nimages without labels " in shown.out
     assert run(["data", "check", config, "--json"]) == 0
     document = read_json(capsys)
     assert document["ok"] is True

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from made_cityscapes import finish, make_cityscapes, pack_cityscapes
+from made_cityscapes import make_cityscapes, pack_cityscapes
 from made_imagenet import make_imagenet, pack_imagenet
 from made_voc import make_voc
 from PIL import Image, ImageFont
@@ -12,6 +12,7 @@ from hatcli.cli import run
 from hatcli.data.datasets.cityscapes import Cityscapes
 from hatcli.data.loader import Batch, Loader
 from hatcli.data.transforms.flip import RandomFlip
+from hatcli.events import finish
 from hatcli.recipes.data_show import tiles_of
 from hatcli.recipes.pack import pack
 from hatcli.report.boxes import DISTINCT, _find_room, distinct_palette, draw_boxes, ink_on

@@ -1,6 +1,7 @@
 import copy
 import functools
 import json
+import logging
 from pathlib import Path
 
 import onnx
@@ -356,6 +357,26 @@ def test_what_cannot_be_exported_is_refused_in_one_line(net, arguments, kind, me
     with pytest.raises(kind, match=message) as caught:
         export_onnx(Deployed(net), **{"shape": SHAPE, "size_divisor": DIVISOR, **arguments})
     assert "\n" not in caught.value.message
+
+
+def test_an_image_too_small_is_told_by_the_error_alone():
+    logged = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            logged.append(record.getMessage())
+
+    logger, listener = logging.getLogger("torch.export._trace"), Listener()
+    logger.addHandler(listener)
+    try:
+        with pytest.raises(HatError, match="Kernel size can't be greater"):
+            export_onnx(Deployed(nn.Conv2d(3, 3, 40)), (1, 3, 16, 16))
+        assert logged == []  # torch itself logs "always_classified is unsupported" twice
+        logger.error("something else")
+        assert logged == ["something else"]
+        assert logger.filters == []
+    finally:
+        logger.removeHandler(listener)
 
 
 @pytest.mark.parametrize("opset", [18, 21, 25])

@@ -67,14 +67,14 @@ def test_verify_repeats_the_comparison_from_the_file_alone(street, capsys):
     assert run(["export", "--verify", street, "--images", "3"]) == 0
     captured = capsys.readouterr()
     assert "equal to int_infer" in captured.out
-    assert "comparing on 3 images of the validation set" in captured.err
+    assert "comparing on 3 images of the validation set and 2 made-up ones" in captured.err
 
 
 def test_verify_makes_images_up_where_there_is_no_data(street, capsys):
     assert run(["export", "--verify", street, "data_rootdir=elsewhere"]) == 0
     captured = capsys.readouterr()
     assert "the validation set can't be read" in captured.err
-    assert "comparing on made-up images" in captured.err
+    assert "comparing on 3 made-up images" in captured.err
 
 
 def test_verify_finds_a_changed_grid_and_names_the_layer(street, capsys):

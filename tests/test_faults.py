@@ -1,7 +1,9 @@
 """What ends a training, or doesn't: one message, and a checkpoint to go on from."""
 
+import errno
 import io
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from hatcli.cli._screen import follow
 from hatcli.config import load_config
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.errors import CheckpointError
-from hatcli.recipes import keeper
+from hatcli.metrics.accuracy import Accuracy
+from hatcli.recipes import keeper, runs
 from hatcli.recipes.check import check_config
 from hatcli.recipes.runs import read_metrics
 from hatcli.recipes.train import train_float
@@ -167,6 +170,99 @@ def test_a_training_whose_last_save_failed_ends_with_an_error(config, monkeypatc
     assert "error: disk full" in errors
     assert "the training is over" in errors
     assert "nothing is saved yet" in errors
+
+
+def scores_of_epochs(monkeypatch, *values: float) -> None:
+    """Let the validations score these, one after the other."""
+    left = iter(values)
+    monkeypatch.setattr(Accuracy, "compute", lambda _self: {"top1": next(left)})
+
+
+@pytest.mark.parametrize(("third", "epoch"), [(30.0, 3), (5.0, 1)])
+def test_a_best_epoch_that_could_not_be_saved_is_not_the_best(config, monkeypatch, third, epoch):
+    scores_of_epochs(monkeypatch, 10.0, 50.0, third)
+    save = keeper.save_checkpoint
+
+    def fails_at_the_second_epoch(path, content):
+        if content["epoch"] == 2:
+            raise CheckpointError(f"disk full at {path.parent}")
+        save(path, content)
+
+    monkeypatch.setattr(keeper, "save_checkpoint", fails_at_the_second_epoch)
+    assert run(["train", config, "epochs=3"]) == 0
+    (best,) = Path("runs").rglob("float-checkpoint-best.pth.tar")
+    content = load_checkpoint(best)
+    summary = json.loads((best.parent / "summary.json").read_text())
+    assert (content["epoch"], summary["best_epoch"]) == (epoch, epoch)
+    assert content["metrics"] == summary["metrics"] == {"top1": 10.0 if epoch == 1 else third}
+    assert last()["best"] == content["metrics"]["top1"]
+
+
+def test_the_best_checkpoint_is_saved_before_the_last_one(config, monkeypatch):
+    saved = []
+    save = keeper.save_checkpoint
+    monkeypatch.setattr(keeper, "save_checkpoint", lambda *a: (saved.append(a[0].name), save(*a)))
+    assert run(["train", config, "epochs=1"]) == 0
+    assert saved == [f"float-checkpoint-{which}.pth.tar" for which in ("best", "last")]
+
+
+def test_a_file_system_without_links_gets_copies(config, monkeypatch):
+    def refused(*_paths):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(keeper.os, "link", refused)
+    assert run(["train", config, "fit.keep=2", "epochs=2"]) == 0
+    kept = sorted(Path("runs").rglob("float-checkpoint-[0-9]*.pth.tar"))
+    assert [load_checkpoint(path)["epoch"] for path in kept] == [1, 2]
+
+
+def test_a_metric_without_its_best_value_ends_at_the_first_validation(config, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(Accuracy, "compute", lambda _self: {"top2": 1.0, "recall.a": 1.0})
+        assert run(["config", "check", config, "--data"]) == 2
+        told = "metric 'Accuracy': best_by is 'top1', which compute() doesn't give"
+        assert told in capsys.readouterr().err
+        assert run(["train", config]) == 2
+    errors = capsys.readouterr().err
+    assert told in errors
+    assert "did you mean 'top2'?; go on with: hat train --resume-from runs/" in errors
+    assert (last()["epoch"], last()["samples"]) == (0, LENGTH)
+    (best,) = Path("runs").rglob("*-last.pth.tar")  # the metric is mended: no step is lost
+    assert run(["train", "--resume-from", str(best.parent)]) == 0
+    assert last()["epoch"] == 2
+
+
+def test_a_metric_that_names_no_value_is_refused_before_a_run(config, monkeypatch, capsys):
+    init = Accuracy.__init__
+
+    def without(self, *args, **settings):
+        init(self, *args, **settings)
+        del self.best_by
+
+    monkeypatch.setattr(Accuracy, "__init__", without)
+    assert run(["train", config]) == 2
+    assert "metric 'Accuracy': has no best_by" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_run_folder_that_cannot_be_written_ends_the_run(config, is_gone, monkeypatch, capsys):
+    write = runs.write_table
+
+    def instead(folder):
+        if read_metrics(folder)[-1]["epoch"] < 2:
+            write(folder)
+        elif is_gone:
+            shutil.rmtree(folder)
+        if read_metrics(folder) == [] or read_metrics(folder)[-1]["epoch"] == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "results.csv"))
+
+    monkeypatch.setattr(runs, "write_table", instead)
+    assert run(["train", config]) == 1
+    errors = capsys.readouterr().err
+    what = "is gone while the run writes" if is_gone else "cannot write to it: No space left"
+    assert what in errors
+    assert "Traceback" not in errors
 
 
 def test_no_gpu_is_said_before_the_data_is_looked_for(config, capsys):

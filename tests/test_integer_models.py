@@ -4,8 +4,8 @@ from functools import cache
 
 import pytest
 import torch
-from made_cityscapes import finish
 
+from hatcli.events import finish
 from hatcli.export.fusion import inspect_fusion
 from hatcli.export.parity import compare_codes
 from hatcli.export.quantized import export_quantized

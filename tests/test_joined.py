@@ -19,6 +19,7 @@ from hatcli.data.packs.meta import META_KEY
 from hatcli.data.packs.place import hold_lock, make_room
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import HatError, PackError, UsageError
+from hatcli.events import finish
 
 COUNT = 3
 
@@ -57,12 +58,7 @@ def join(folder, shards=None, overwrite=False):
     counts = []
     with hold_lock(folder / "train"):
         make_room(folder / "train", overwrite=overwrite)
-        job = publish_joined(folder / "train", shards)
-        while True:
-            try:
-                counts.append(next(job))
-            except StopIteration as end:
-                return counts, end.value
+        return counts, finish(publish_joined(folder / "train", shards), counts.append)
 
 
 def test_a_shard_is_a_pack_by_itself(shards):

@@ -63,6 +63,7 @@ def test_evaluating_the_best_checkpoint_gives_what_training_reported(trained, co
     assert got == pytest.approx({k: v for k, v in reported.items() if v == v})
     written = json.loads(Path("figures/float-checkpoint-best.metrics.json").read_text())
     assert written["metrics"]["mIoU"] == document["metrics"]["mIoU"]
+    assert (document["unit"], written["unit"]) == ("percent", "percent")
 
 
 def test_a_metric_below_its_bound_exits_3_after_writing(trained, config, capsys):
@@ -91,7 +92,9 @@ def test_the_exported_model_scores_the_same(trained, config, capsys):
     assert run(["export", "--ckpt", best, "-o", "tiny.onnx", "--dynamic", "both"]) == 0
     capsys.readouterr()
     assert run(["eval", "tiny.onnx", "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert printed.err.splitlines()[-1] == "next: hat bench infer tiny.onnx"
     reported = load_checkpoint(Path(best))["metrics"]
     assert document["metrics"]["mIoU"] == pytest.approx(reported["mIoU"], abs=0.01)
 
@@ -100,8 +103,11 @@ def test_best_pth_means_that_of_the_newest_run(config, capsys):
     assert run(["eval", "--ckpt", "best.pth"]) == 2
     assert "no best.pth here" in capsys.readouterr().err
     assert run(["train", config, "epochs=1"]) == 0
+    capsys.readouterr()
     assert run(["eval", "--ckpt", "best.pth"]) == 0
-    assert "(of the newest run)" in capsys.readouterr().err
+    found, evaluating, *_ = capsys.readouterr().err.splitlines()
+    assert found.endswith("(of the newest run)")
+    assert evaluating.startswith("evaluating float-checkpoint-best.pth.tar on ")
 
 
 def test_the_tutorials_spelling_of_evaluation(config, capsys):

@@ -11,9 +11,10 @@ from small_training import Blobs, Share, flat, new_training, run, small_model, s
 from torch import Tensor, nn
 
 from hatcli.engine import OPTIMIZERS, SCHEDULES
+from hatcli.engine.data_parallel import DataParallel
 from hatcli.engine.ema import Ema
 from hatcli.engine.evaluation import evaluate
-from hatcli.engine.loop import fit
+from hatcli.engine.loop import _goes_by_clock, fit
 from hatcli.engine.random_state import seed_step
 from hatcli.engine.training import FitSettings, Training
 from hatcli.errors import ConfigError, DataError, HatError, StoppedBySignal
@@ -225,6 +226,20 @@ def test_targets_may_be_a_dict_of_tensors_for_each_image():
     assert training.epoch == 1
 
 
+def test_slow_steps_are_reported_as_they_come(monkeypatch):
+    monkeypatch.setattr("hatcli.engine.meter.REPORT_WITHIN_S", -1.0)
+    training = new_training()
+    reports = [e for e in run(training, 1, log_every=100) if isinstance(e, StepDone)]
+    assert [event.step for event in reports] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("device", "goes"), [("cpu", True), ("cuda", False)])
+def test_on_gpus_no_process_reads_losses_by_its_own_clock(device, goes):
+    shared = DataParallel.__new__(DataParallel)
+    assert _goes_by_clock(torch.device(device), shared) == goes
+    assert _goes_by_clock(torch.device(device), None)
+
+
 def test_nan_is_never_best():
     training = new_training()
     assert training.finish_epoch({"a": math.nan}, "a") is False
@@ -275,6 +290,12 @@ def test_nothing_to_evaluate_is_an_error():
 def test_a_rate_that_torch_refuses_is_an_error_of_the_config(kind):
     with pytest.raises(ConfigError, match=f"optimizer '{kind}': Invalid learning rate: -1"):
         OPTIMIZERS.build({"type": kind, "lr": -1.0}, model=nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 0.99, 0.999], ["a", "b"], [0.9, 1.5]])
+def test_betas_that_cannot_be_are_an_error_of_the_config(betas):
+    with pytest.raises(ConfigError, match="optimizer 'adamw': "):
+        OPTIMIZERS.build({"type": "adamw", "lr": 0.1, "betas": betas}, model=nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("name", SCHEDULES.names())

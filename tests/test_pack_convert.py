@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 from children import in_child
-from made_cityscapes import finish, make_cityscapes, pack_cityscapes
+from made_cityscapes import make_cityscapes, pack_cityscapes
 from made_imagenet import jpeg
 
 from hatcli.cli import run
@@ -20,7 +20,7 @@ from hatcli.data.packers._foreign import unpack
 from hatcli.data.packers._foreign_samples import Fields
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import DataError, PackError, UsageError
-from hatcli.events import Note
+from hatcli.events import Note, finish
 from hatcli.recipes.pack_convert import convert
 from hatcli.recipes.pack_verify import look_at
 
@@ -245,11 +245,7 @@ def test_fields_are_what_the_user_says(tmp_path):
     fields = Fields(image="full", label="fine", name="who")
     job = convert(source, tmp_path, fields=fields)
     events = []
-    try:
-        while True:
-            events.append(next(job))
-    except StopIteration as finished:
-        result = finished.value
+    result = finish(job, events.append)
     assert not [event for event in events if isinstance(event, Note)]
     with open_pack(result.path) as pack:
         assert (pack[0]["image"], pack[0]["label"], pack[0]["name"]) == (jpeg(photo(1)), 1, "me")

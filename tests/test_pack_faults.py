@@ -59,7 +59,7 @@ def test_a_damaged_sample_is_left_out_listed_and_counted(source, capsys):
     [line] = (folder / "quarantine.jsonl").read_text().splitlines()
     entry = json.loads(line)
     assert entry["name"] == "bochum_000001_000019"
-    assert entry["error"].startswith("not an image (starts with b'<html>'): leftImg8bit/train/")
+    assert entry["error"].startswith("not an image (starts with '<html>'): leftImg8bit/train/")
     with open_pack(folder) as packed:
         assert packed.meta["quarantine"]["count"] == 1
         assert [sample["name"][:6] for sample in packed] == [

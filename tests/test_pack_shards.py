@@ -6,13 +6,14 @@ import subprocess
 import sys
 
 import pytest
-from made_cityscapes import finish, frame_name, image_file, make_cityscapes, pack_cityscapes
+from made_cityscapes import frame_name, image_file, make_cityscapes, pack_cityscapes
 from made_imagenet import make_imagenet, pack_imagenet
 
 from hatcli.cli import run
 from hatcli.data.packers._part import Part, parse_shard
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import HatError, PackError, UsageError
+from hatcli.events import finish
 from hatcli.recipes.pack_join import join
 
 

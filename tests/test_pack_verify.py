@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bad_packs import BAD_PACKS, change_meta, change_records
 from children import in_child
-from made_cityscapes import finish, frame_name, image_file, make_cityscapes, pack_cityscapes
+from made_cityscapes import frame_name, image_file, make_cityscapes, pack_cityscapes
 from made_imagenet import make_imagenet, pack_imagenet
 from made_packer import NumbersPacker, build
 
@@ -18,6 +18,7 @@ from hatcli.data.packs.codec import decode, encode
 from hatcli.data.packs.frame import seal, unseal
 from hatcli.data.packs.meta import sample_key
 from hatcli.errors import DataError, PackError, UsageError
+from hatcli.events import finish
 from hatcli.recipes import pack_verify
 from hatcli.recipes.isolated import Died, run_isolated
 from hatcli.recipes.pack_info import read_info

@@ -85,11 +85,12 @@ def test_the_metadata_say_what_the_project_says(built):
     assert wheel.name == f"hatcli-{hatcli.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as opened:
         (name,) = (name for name in opened.namelist() if name.endswith("/METADATA"))
-        meta = email.message_from_bytes(opened.read(name))
+        head, _, description = opened.read(name).decode().partition("\n\n")
+    meta = email.message_from_string(head)
     assert (meta["Name"], meta["Version"]) == ("hatcli", hatcli.__version__)
     assert (meta["License-Expression"], meta["License-File"]) == ("Apache-2.0", "LICENSE")
     assert meta["Requires-Python"] == PROJECT["requires-python"]
-    assert meta.get_payload().strip() == files["README.md"].decode().strip()
+    assert description.strip() == files["README.md"].decode().strip()
     assert set(meta.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
 
 

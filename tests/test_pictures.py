@@ -6,7 +6,14 @@ from PIL import Image
 
 from hatcli.errors import HatError
 from hatcli.report.curves import write_curves
-from hatcli.report.pictures import colorize, overlay, side_by_side, with_legend, write_png
+from hatcli.report.pictures import (
+    colorize,
+    overlay,
+    side_by_side,
+    with_legend,
+    with_titles,
+    write_png,
+)
 
 PALETTE = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
 NAMES = ["road", "sky", "car"]
@@ -61,12 +68,29 @@ def test_a_legend_shows_the_classes_that_occur():
     image = np.zeros((40, 200, 3), np.uint8)
     label = np.zeros((40, 200), np.uint8)
     label[:, 100:] = 2
-    plain = side_by_side(image, label, label, PALETTE)
     picture = side_by_side(image, label, label, PALETTE, names=NAMES)
-    assert np.array_equal(picture[:40], plain)
-    colors = set(map(tuple, picture[40:].reshape(-1, 3).tolist()))
+    assert np.array_equal(picture[26:66], side_by_side(image, label, label, PALETTE))
+    colors = set(map(tuple, picture[66:].reshape(-1, 3).tolist()))
     assert {PALETTE[0], PALETTE[2]} <= colors
     assert PALETTE[1] not in colors
+    plain = np.full_like(label, 0)
+    ignored = np.full_like(label, 255)
+    squares = [
+        side_by_side(image, plain, other, PALETTE, names=NAMES)[66:] for other in (plain, ignored)
+    ]
+    black = [(square == 0).all(2).sum() for square in squares]
+    assert black[1] > black[0] + 150  # a black square, and its name
+
+
+def test_each_panel_has_its_own_title():
+    panels = np.zeros((30, 3 * 100 + 2 * 4, 3), np.uint8)
+    both = with_titles(panels, ["image", "prediction", "label"])
+    assert np.array_equal(both[26:], panels)
+    columns = np.flatnonzero((both[:26] < 255).any((0, 2)))
+    starts = [columns[columns >= part * 104].min() - part * 104 for part in range(3)]
+    assert all(start < 10 for start in starts)
+    narrow = with_titles(np.zeros((5, 2 * 20 + 4, 3), np.uint8), ["prediction", "label"])
+    assert (narrow[:26, 20:24] == 255).all()  # a title that is too long ends with its panel
 
 
 def test_a_narrow_legend_takes_more_rows():
@@ -135,6 +159,27 @@ def test_metrics_of_single_classes_are_drawn_only_when_asked_for(tmp_path):
     assert np.array_equal(draw(tmp_path, rows), draw(tmp_path, history(mIoU=52.0)))
     asked = draw(tmp_path, rows, metrics=["mIoU", "IoU.road"])
     assert not np.array_equal(asked, draw(tmp_path, rows, metrics=["mIoU"]))
+
+
+def test_a_metric_that_hides_another_is_left_out(tmp_path):
+    rows = history(mIoU=52.0)
+    twins = [{**row, "mIoU_present": row["mIoU"]} for row in rows]
+    assert np.array_equal(draw(tmp_path, twins), draw(tmp_path, rows))
+    twins[1]["mIoU_present"] += 1
+    assert not np.array_equal(draw(tmp_path, twins), draw(tmp_path, rows))
+
+
+@pytest.mark.parametrize(("low", "is_from_0"), [(20.0, True), (60.0, False), (-5.0, False)])
+def test_percents_begin_at_0_where_they_span_much_and_epochs_always(low, is_from_0):
+    from matplotlib.figure import Figure
+
+    from hatcli.report import curves
+
+    axes = Figure().subplots()
+    rows = [{"epoch": 7, "mIoU": low}, {"epoch": 28, "mIoU": 90.0}]
+    curves._draw(axes, rows, ["mIoU"], "validation", ".2f")
+    assert (axes.get_ylim()[0] == 0) == is_from_0
+    assert axes.get_xlim()[0] == 0
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])

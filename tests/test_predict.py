@@ -271,7 +271,7 @@ def test_a_video_is_drawn_frame_by_frame(hat):
         assert container.streams.video[0].average_rate * 2 == 5
     assert len(frames) == 3
     assert frames[0].shape[1] == 2 * 48 + 4
-    np.testing.assert_allclose(frames[1][10, 10], COLORS[2], atol=12)
+    np.testing.assert_allclose(frames[1][36, 10], COLORS[2], atol=12)
 
 
 def test_frames_of_indices_are_pictures_and_a_cut_video_is_named(hat):
@@ -343,7 +343,7 @@ def test_a_model_is_needed_and_may_come_first(hat, files):
 def test_a_text_is_no_picture(hat):
     Path("a.png").write_text("hello")
     assert hat("a.png") == 1
-    assert "not an image (starts with b'hello'): a.png" in hat.err
+    assert "not an image (starts with 'hello'): a.png" in hat.err
 
 
 def test_classes_without_names_go_by_their_numbers(hat, tmp_path, files):

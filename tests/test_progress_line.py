@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hatcli.cli import _memory
-from hatcli.cli._line import BAR, Line, Pace, bar_text, rate_text, time_text
+from hatcli.cli._line import BAR, Line, Pace, bar_text, rate_text, time_text, wrapped
 from hatcli.events import Progress, StepDone
 
 
@@ -115,6 +115,18 @@ def test_times_are_short(seconds, text):
 @pytest.mark.parametrize(("rate", "text"), [(0.034, "0.034"), (55.12, "55.1"), (1234.5, "1234")])
 def test_rates_have_three_digits(rate, text):
     assert rate_text(rate) == text
+
+
+def test_a_line_is_broken_at_blanks_and_what_follows_is_indented():
+    text = "  check   1x3: differs by 1e-05 of the largest score"
+    assert wrapped(text, 80) == text
+    assert wrapped(text, 30).split("\n") == [
+        "  check   1x3: differs by",
+        "    1e-05 of the largest score",
+    ]
+    path = "best checkpoint: " + "x" * 70
+    assert wrapped(path, 40) == "best checkpoint:\n  " + "x" * 70
+    assert wrapped(f"{path}\na b", 40).endswith("x\na b")
 
 
 def test_the_memory_grows_by_what_is_taken_here_and_by_a_child():

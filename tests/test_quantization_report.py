@@ -104,7 +104,9 @@ def test_a_whole_report_has_each_section_in_legal_html(tmp_path):
 
 def test_the_lead_tells_loss_budget_worst_layer_and_remedy(tmp_path):
     text = walk(written(tmp_path, whole())).text
-    assert "mIoU goes from 55.64 in float to 55.24 at the step int_infer: 0.40 lost" in text
+    assert (
+        "mIoU goes from 55.64 % in float to 55.24 % at the step int_infer: 0.40 points lost" in text
+    )
     assert "within the 1.00 allowed" in text
     assert "The layer that costs the most: stem.conv. One channel spans 1000 times" in text
     assert "What to do: equalize the channels." in text
@@ -113,9 +115,12 @@ def test_the_lead_tells_loss_budget_worst_layer_and_remedy(tmp_path):
 def test_the_lead_tells_that_the_budget_is_missed_or_that_nothing_is_lost(tmp_path):
     document = whole()
     document["search"]["max_drop"] = 0.25
-    assert "0.40 lost, more than the 0.25 allowed" in walk(written(tmp_path, document)).text
+    assert "0.40 points lost, more than the 0.25 allowed" in walk(written(tmp_path, document)).text
     document["steps"][-1]["metrics"]["mIoU"] = 55.7
-    assert "nothing lost against 55.64 in float" in walk(written(tmp_path, document)).text
+    text = walk(written(tmp_path, document)).text
+    assert "nothing lost against 55.64 % in float" in text
+    assert "No layer needs more bits." in text
+    assert "What to do: equalize" not in text
 
 
 def test_every_number_of_the_document_can_be_read(tmp_path):
@@ -198,7 +203,7 @@ def test_a_search_that_raises_nothing_says_why(tmp_path, met, words):
     document = whole()
     document["search"].update(raised=[], met=met, tried=0)
     text = walk(written(tmp_path, document)).text
-    assert f"Allowed loss: 1.00. {words}." in text
+    assert f"Allowed loss: 1.00 points. {words}." in text
     assert "before any layer was raised" not in text
     assert "before any layer was raised" in walk(written(tmp_path, whole())).text
 

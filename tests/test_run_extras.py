@@ -186,7 +186,7 @@ def test_the_advice_follows_from_the_figures():
     assert found[0] == "fit.precision=bf16: 0.50 of the time"
     assert found[1].startswith("train.batch_size=8: 0.80 of the time an image")
     assert "a step waits 3000 ms for data" in found[2]
-    assert found[3].startswith("'read and decode' is 90% of reading")
+    assert found[3].startswith("'read and decode' is 90 % of reading")
 
 
 def test_figures_for_tensorboard_stand_at_the_steps_of_the_run():

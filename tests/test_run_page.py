@@ -30,7 +30,7 @@ def test_a_page_tells_what_the_folder_holds(tmp_path, monkeypatch):
     assert document["confusion"][0].tolist() == COUNTS.tolist()
     assert document["missing"] == {}
     text = walk(write_run_page(folder).read_text()).text
-    assert "mIoU 60.00 at epoch 2 of 3." in text
+    assert "mIoU 60.00 % at epoch 2 of 3." in text
     assert f"hat report {folder}" in text
 
 
@@ -83,7 +83,7 @@ def test_a_run_that_was_stopped_tells_how_far_it_came(tmp_path):
     assert (document["epochs"], document["planned"], document["best_epoch"]) == (3, 30, 2)
     assert document["metrics"] == {"mIoU": 60.0}
     page = walk(write_run_page(folder).read_text())
-    assert "mIoU 60.00 at epoch 2 of 3 done, 30 planned." in page.text
+    assert "mIoU 60.00 % at epoch 2 of 3 done, 30 planned." in page.text
     assert f"the end of the run: hat train --resume-from {folder}" in page.text
 
 

@@ -102,19 +102,19 @@ def test_a_whole_page_has_each_section_in_legal_html(tmp_path):
 
 def test_the_lead_tells_the_result_when_and_how_long(tmp_path):
     text = walk(written(tmp_path, whole())).text
-    assert "mIoU 61.87 at epoch 2 of 2, 0.84 more than in float." in text
-    assert "Also: aAcc 90.75." in text
+    assert "mIoU 61.87 % at epoch 2 of 2, 0.84 points more than in float." in text
+    assert "Also: aAcc 90.75 %." in text
     assert "Started 2026-11-22 05:15, ended 2026-11-22 05:20; took 4 min 38 s for 2 epochs." in text
-    assert "Scored again for the classes and pictures below: 61.86." in text
+    assert "Scored again for the classes and pictures below: 61.86 %." in text
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"best_epoch": 0}, "which is that of the start: no epoch was better"),
-        ({"step": "float"}, "mIoU 61.87 at epoch 2 of 2."),
+        ({"step": "float"}, "mIoU 61.87 % at epoch 2 of 2."),
         ({"metrics": {"mIoU": 61.03}}, "the same as in float"),
-        ({"metrics": {"mIoU": 60.0}}, "1.03 less than in float"),
+        ({"metrics": {"mIoU": 60.0}}, "1.03 points less than in float"),
         ({"metrics": {"mIoU": None}}, "No mIoU was measured."),
         ({"planned": 30}, "at epoch 2 of 2 done, 30 planned"),
     ],
@@ -216,7 +216,13 @@ def test_a_line_that_hides_another_is_left_out(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(42.4, "42 s"), (278, "4 min 38 s"), (11100, "3 h 05 min"), (187300, "2 d 04 h")],
+    [
+        (0.0, "under 1 s"),
+        (42.4, "42 s"),
+        (278, "4 min 38 s"),
+        (11100, "3 h 05 min"),
+        (187300, "2 d 04 h"),
+    ],
 )
 def test_durations_are_words(seconds, text):
     assert duration(seconds) == text

@@ -110,6 +110,40 @@ def test_lines_that_stay_stand_above_and_markup_is_text(monkeypatch):
         assert line in drawn
 
 
+def test_every_table_and_line_of_metrics_says_percent_once(capsys):
+    values = {"mIoU": 60.0, "mIoU_present": 61.0, "mAcc": 70.0, "aAcc": float("nan")}
+    epoch = EpochDone(1, 4, {"loss": 0.5}, values, 0.01, 52.3, 9.0, is_best=True)
+    assert epoch.header().split("seconds ")[1] == "mIoU % mIoU_present   mAcc   aAcc"
+    assert len(str(epoch)) == len(epoch.header() + "  best") == 80
+    _screen.print_metrics({**values, "IoU.road": 90.0, "acc.road": 95.0})
+    _screen.print_accuracies(["step", "mIoU", "aAcc", "mIoU - float"], [["qat", 60.0, 90.0, -1.0]])
+    assert capsys.readouterr().out.splitlines() == [
+        "class  IoU %    acc",
+        "road   90.00  95.00",
+        "mIoU 60.00 %   mIoU_present 61.00 %   mAcc 70.00 %   aAcc -",
+        "step  mIoU %   aAcc  mIoU - float",
+        "qat    60.00  90.00         -1.00",
+    ]
+
+
+def test_a_long_note_is_broken_at_blanks_on_a_terminal(monkeypatch):
+    text = "unet · step float · cpu · float32 · 74 of 74 training images · batch 4 · seed 0"
+    assert "batch 4 · seed 0" in [
+        line.strip() for line in visible(bars([Note(text)], 62, monkeypatch))
+    ]
+
+
+def test_a_table_is_laid_out_as_it_will_be_shown(monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="hat-nearest")
+    monkeypatch.setattr(_screen, "out", Console(file=file, highlight=False, soft_wrap=True))
+    rows = [["a", "1 … 2", "3"], ["b", "1", "3"]]
+    _screen.print_table("", ["name", "output", "count"], rows)
+    file.flush()
+    lines = file.buffer.getvalue().decode().splitlines()
+    assert lines[1:] == ["a     1 ... 2      3", "b           1      3"]
+    assert len({len(line) for line in lines}) == 1
+
+
 def test_a_finished_activity_gives_way_to_the_clock(monkeypatch):
     monkeypatch.setattr(_drawing, "TICK_S", 0.01)
     monkeypatch.setattr(_drawing, "memory_texts", lambda: ["87 MB"])

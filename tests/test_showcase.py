@@ -59,7 +59,7 @@ def test_the_best_and_worst_pictures_are_those_of_the_highest_and_lowest_miou():
     assert [one.name for one in showcase.best] == [names[n] for n in order[:-4:-1]]
     assert showcase.seen == 12
     assert showcase.best[0].label.shape == (6, 8)  # the rows that don't count are cut off
-    assert showcase.worst[0].lines[0].startswith(f"mIoU {by_metric(order[0]):.1f}, ")
+    assert showcase.worst[0].lines[0].startswith(f"mIoU {by_metric(order[0]):.1f} %, ")
 
 
 def test_a_picture_of_a_small_set_is_shown_once():

@@ -1,5 +1,6 @@
 """The site holds every document, command and part, asks nobody for anything, has no dead link."""
 
+import json
 import os
 import re
 import shutil
@@ -18,8 +19,6 @@ from hatcli.cli import build_app
 from hatcli.config import shipped_configs
 
 ROOT = Path(__file__).parent.parent
-MADE = {"genindex.html", "search.html", "py-modindex.html"}
-"""Pages that come from no document."""
 
 
 class Page(HTMLParser):
@@ -150,12 +149,23 @@ def test_links_within_the_site_lead_somewhere(site):
 
 def test_every_page_has_one_heading_and_its_pictures_a_text(site):
     for name, page in site.items():
-        assert len(page.of("h1")) == 1 or name in MADE, name
-        texts = [image.get("alt") for image in page.of("img")]
-        if name == "gallery/index.html":  # small pictures, each beside the title that it links to
-            assert None not in texts
-        else:
-            assert all((text or "").strip() for text in texts), name
+        assert len(page.of("h1")) == 1, name
+        assert all((image.get("alt") or "").strip() for image in page.of("img")), name
+
+
+def test_links_are_named_by_what_they_lead_to(site):
+    for name, page in site.items():
+        texts = re.findall(r"<a [^>]*>(?:<[^>]+>)*([^<]+)", page.path.read_text(encoding="utf-8"))
+        assert not [text for text in texts if re.fullmatch(r"[\w/-]+\.(md|rst)", text)], name
+
+
+def test_chinese_is_found_by_any_two_signs(site):
+    root = site["search.html"].path.parent
+    index = (root / "searchindex.js").read_text(encoding="utf-8")
+    terms = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))["terms"]
+    assert {"量化", "化感", "感知", "知训", "训练"} <= set(terms)  # of one longer word
+    assert not [term for term in terms if re.search(r"[\u4e00-\u9fff]{3}", term)]
+    assert "splitQuery" in (root / "_static" / "language_data.js").read_text(encoding="utf-8")
 
 
 def test_chinese_pages_say_that_they_are(site):

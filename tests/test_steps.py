@@ -76,6 +76,16 @@ def test_of_two_runs_of_one_second_the_later_is_the_newest_even_when_the_other_i
     assert start_of("qat") == "calibration 100000"
 
 
+def test_a_newest_run_that_has_no_best_yet_is_named():
+    make_run("100000", "float")
+    run_folder = make_run("110000", "float")
+    best = run_folder / "float-checkpoint-best.pth.tar"
+    best.rename(run_folder / "float-checkpoint-last.pth.tar")
+    with pytest.raises(UsageError, match="has no best checkpoint yet") as found:
+        start_of("calibration")
+    assert f"hat train --resume-from {run_folder}" in found.value.hint
+
+
 def test_runs_are_looked_for_where_they_were_put():
     make_run("100000", "float", root="elsewhere")
     assert start_of("calibration", root=Path("elsewhere")) == "float 100000"

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from hatcli.config import Config, load_config
 from hatcli.engine.weights import load_foreign_weights
+from hatcli.events import finish
 from hatcli.export.onnx import Deployed, export_onnx
 from hatcli.export.parity import compare_codes
 from hatcli.export.quantized import export_quantized
@@ -193,15 +194,6 @@ def first_of_each_class(config: Config, root: Path, count: int) -> list[Tensor]:
                 by_class[label].append(image)
     everything = torch.stack([image for images in by_class.values() for image in images])
     return [everything[start : start + 20] for start in range(0, len(everything), 20)]
-
-
-def finish(job: Any) -> Any:
-    """What a job returns."""
-    while True:
-        try:
-            next(job)
-        except StopIteration as stop:
-            return stop.value
 
 
 def write_ours(model: nn.Module, images: list[Tensor], path: Path, spec: Spec) -> None:

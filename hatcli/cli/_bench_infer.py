@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hatcli.cli._options import AsJson, parse_shape
+from hatcli.cli._options import AsJson, Weights, parse_shape, read_config
 from hatcli.errors import UsageError
+from hatcli.events import percent_heads
 
 if TYPE_CHECKING:
     from hatcli.recipes.bench_infer import BenchRow, InferBench
@@ -18,7 +19,8 @@ def infer(
         typer.Argument(
             metavar="FILE... [KEY=VALUE]...",
             help="Checkpoints of any step and .onnx files; the others are compared with the "
-            "first. Settings are for all of them, such as data_rootdir=data/cityscapes.",
+            "first. Settings are for all of them, such as data_rootdir=data/cityscapes. With "
+            "--weights, which come first, the first word is their TARGET.",
             show_default=False,
         ),
     ] = None,
@@ -26,7 +28,7 @@ def infer(
         str | None,
         typer.Option(
             metavar="N,C,H,W",
-            help="Of the images; as the first file says unless given.",
+            help="Of the images; unless given the only one that a file takes, or the first's.",
             show_default=False,
         ),
     ] = None,
@@ -47,6 +49,7 @@ def infer(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements a file.")] = 20,
+    weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare model files on the CPU: size, metric, time, memory.
@@ -62,6 +65,11 @@ def infer(
     words = arguments or []
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
     named = [word for word in words if word not in overrides]
+    target = None
+    if weights is not None:
+        if not named:
+            raise UsageError("--weights: of which network?", "give its TARGET, e.g. unet")
+        target, named = read_config([named[0], *overrides], None), [str(weights), *named[1:]]
     if not named:
         raise UsageError("which files?", "e.g. hat bench infer best.pth unet.onnx")
     sizes = None if shape is None else parse_shape(shape)
@@ -72,10 +80,14 @@ def infer(
             raise UsageError(f"no such file: {file}", f"runs are in {RUNS}/")
     from hatcli.cli import _screen
     from hatcli.recipes.bench_infer import bench_infer
+    from hatcli.recipes.check import check_config
 
+    if target is not None:
+        check_config(target)
     job = bench_infer(
         files,
         overrides=overrides,
+        weights_of=target,
         shape=sizes,
         split=split,
         threads=counts,
@@ -103,17 +115,17 @@ def _show(result: "InferBench") -> None:
 
     rows, metric = result.rows, next((row.metric for row in result.rows if row.metric), "")
     _screen.say(f"{'x'.join(map(str, result.shape))} on {result.processor}")
-    heads = ["MB", *([metric] if metric else []), *_thread_heads(result), "images/s", "MiB"]
+    timed = [*_thread_heads(result), "images/s", "MiB"]
     _screen.print_table(
         "",
-        ["", *heads],
+        ["", "MB", *percent_heads([metric] if metric else []), *timed],
         [[_title(place, row), *_cells(row, bool(metric))] for place, row in enumerate(rows, 1)],
     )
     if len(rows) > 1:
         _screen.say("")
         _screen.print_table(
             "",
-            ["against 1", *heads],
+            ["against 1", "MB", *([metric] if metric else []), *timed],
             [
                 [_title(place, row), *_ratios(row, rows[0], bool(metric))]
                 for place, row in enumerate(rows[1:], 2)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from hatcli.cli._line import Line, Pace, bar_text, time_text
+from hatcli.cli._line import Line, Pace, bar_text, time_text, wrapped
 from hatcli.cli._memory import memory_texts
 from hatcli.events import EpochDone, Event, Progress, StepDone, Warned
 
@@ -119,7 +119,8 @@ class Bars:
             self._header = event.header()
             self._console.print(self._header, markup=False)
         style = "yellow" if isinstance(event, Warned) else None
-        self._console.print(str(event), markup=False, style=style)
+        text = wrapped(str(event), self._console.width, cell_len)
+        self._console.print(text, markup=False, style=style)
 
     def _show_progress(self, event: Progress | StepDone) -> None:
         now = time.monotonic()

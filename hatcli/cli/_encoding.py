@@ -20,13 +20,17 @@ NEAREST = {
 _HANDLER = "hat-nearest"
 
 
+def writable(text: str, encoding: str) -> str:
+    """A text as a stream of this encoding will show it."""
+    return text.encode(encoding, _HANDLER).decode(encoding)
+
+
 def prepare_streams() -> None:
     """Let stdout and stderr take any text: names in other scripts come as escapes if need be.
 
     A terminal that is dumb, or whose locale is C or POSIX, gets ASCII. Python itself would write
     UTF-8 there.
     """
-    codecs.register_error(_HANDLER, _nearest)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             if _is_plain(stream):
@@ -48,3 +52,6 @@ def _nearest(error: UnicodeError) -> tuple[str, int]:
     signs = error.object[error.start : error.end]
     escaped = [NEAREST.get(s) or s.encode("ascii", "backslashreplace").decode() for s in signs]
     return "".join(escaped), error.end
+
+
+codecs.register_error(_HANDLER, _nearest)

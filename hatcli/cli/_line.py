@@ -139,6 +139,27 @@ class Pace:
         )
 
 
+def wrapped(text: str, width: int, measure: Callable[[str], int] = len) -> str:
+    """Lines broken at blanks where they are too wide; what follows is indented by two more.
+
+    A word that is too wide by itself, as a path, stays whole.
+    """
+    if "\n" in text:
+        return "\n".join(wrapped(line, width, measure) for line in text.split("\n"))
+    if measure(text) <= width:
+        return text
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    first, *words = text.split(" ")
+    lines = [first]
+    for word in words:
+        longer = f"{lines[-1]} {word}"
+        if measure(longer) <= width or not lines[-1].strip():
+            lines[-1] = longer
+        else:
+            lines.append(indent + word)
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def bar_text(done: int, total: int, length: int, *, is_ascii: bool) -> tuple[str, str]:
     """The part of a bar that is done, and the rest; they differ without colours, too."""
     full, rest = _SIGNS[is_ascii]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.segment import Segment
@@ -18,8 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hatcli.cli._drawing import Bars, PlainLines, Silence
+from hatcli.cli._encoding import writable
+from hatcli.cli._line import wrapped
 from hatcli.errors import StoppedBySignal
-from hatcli.events import Event, Job, headline
+from hatcli.events import Event, Job, percent_heads, percents
 
 T = TypeVar("T")
 
@@ -85,19 +88,23 @@ def print_table(
     texts: int = 1,
 ) -> None:
     """The result as a table on stdout; all columns after the first ``texts`` are right-aligned."""
+
+    def cell(text: Any) -> str:  # as wide as it will be where there is no Unicode
+        return escape(writable(str(text), out.encoding))
+
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for position, column in enumerate(columns):
         side: Any = "left" if position < texts else "right"
-        table.add_column(escape(column), justify=side, no_wrap=True)
+        table.add_column(cell(column), justify=side, no_wrap=True)
     for row in rows:
-        table.add_row(*[escape(str(cell)) for cell in row])
+        table.add_row(*map(cell, row))
     # As wide as it is: in a pipe, or a narrow terminal, digits would give way to dots.
     table.width = out.measure(table, options=out.options.update(max_width=10_000)).maximum
     lines = out.render_lines(table, out.options.update(width=table.width), pad=False)
     for line in lines:
         out.print(_stripped(line))
     if footer:
-        out.print(footer, markup=False)
+        say(footer)
 
 
 def _stripped(line: list[Segment]) -> Text:
@@ -124,19 +131,20 @@ def print_metrics(
             + ([_percent(official.get(f"{kinds[0]}.{label}"))] if official else [])
             for label, row in classes.items()
         ]
-        print_table("", ["class", *kinds, *extra], rows)
-    say("   ".join(f"{name} {_percent(value)}" for name, value in headline(metrics).items()))
+        print_table("", ["class", *percent_heads(kinds), *extra], rows)
+    say(percents(metrics))
     if official:
-        say(f"official scripts: mIoU {_percent(official['mIoU'])}")
+        say(f"official scripts: {percents({'mIoU': official['mIoU']})}")
 
 
 def print_accuracies(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """The steps' metrics as a table on stdout; the last column is a difference."""
+    """The steps' metrics as a table on stdout; the last column is a difference in points."""
+    step, *names, points = columns
     cells = [
-        [step, *map(_percent, metrics), "-" if difference is None else f"{difference:+.2f}"]
-        for step, *metrics, difference in rows
+        [name, *map(_percent, metrics), "-" if difference is None else f"{difference:+.2f}"]
+        for name, *metrics, difference in rows
     ]
-    print_table("", columns, cells)
+    print_table("", [step, *percent_heads(names), points], cells)
 
 
 def _percent(value: float | None) -> str:
@@ -144,8 +152,17 @@ def _percent(value: float | None) -> str:
 
 
 def say(text: str) -> None:
-    """A line of the result on stdout."""
-    out.print(text, markup=False)
+    """A line of the result on stdout; on a terminal broken at blanks where it is too long."""
+    out.print(_fitted(out, text), markup=False)
+
+
+def tell(text: str) -> None:
+    """A line beside the result, on stderr."""
+    err.print(_fitted(err, text), markup=False)
+
+
+def _fitted(console: Console, text: str) -> str:
+    return wrapped(text, console.width, cell_len) if console.is_terminal else text
 
 
 def next_command(*commands: str | Sequence[Any]) -> None:

@@ -76,7 +76,7 @@ def _show(result: "BenchResult") -> None:
     )
     whole = sum(part.seconds for part in result.parts)
     rows = [
-        (part.name, f"{1000 * part.seconds:.1f}", f"{part.seconds / whole:.0%}")
+        (part.name, f"{1000 * part.seconds:.1f}", f"{100 * part.seconds / whole:.0f} %")
         for part in result.parts
     ]
     _screen.print_table("", ["a step", "ms", "share"], rows)

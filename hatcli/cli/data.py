@@ -161,7 +161,7 @@ def _overview(one: "Checked") -> list[tuple[str, str]]:
         ("std of R, G, B", ", ".join(f"{level:.1f}" for level in std)),
         (totals.unit or "labels", f"{sum(totals.counts.values())}"),
         ("ignored pixels", f"{totals.ignored}" if totals.unit == "pixels" else "-"),
-        ("images without any", f"{totals.empty}"),
+        (f"images without {'boxes' if totals.unit == 'boxes' else 'labels'}", f"{totals.empty}"),
     ]
 
 

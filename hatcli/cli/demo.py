@@ -45,7 +45,7 @@ def main(
             }
             for step, model in result.models.items()
         }
-        _screen.print_json({**scores, "steps": last.steps})
+        _screen.print_json({**scores, "unit": "percent", "steps": last.steps})
         return
     _screen.print_metrics(last.metrics)
     _screen.print_accuracies(*accuracy_table(last.steps, last.best_by))
@@ -58,7 +58,7 @@ def main(
     }.items():
         _screen.say(f"{what:28}{where}")
     for step, model in result.models.items():
-        scored = f"{model.onnx_scores.metrics['mIoU']:.2f} mIoU in onnxruntime"
+        scored = f"mIoU {model.onnx_scores.metrics['mIoU']:.2f} % in onnxruntime"
         _screen.say(f"{f'ONNX of {step}':28}{model.exported.file}   {scored}")
     _screen.next_command(
         ["hat", "eval", result.models[last.step].exported.file],

@@ -110,7 +110,7 @@ def run_eval(
         from hatcli.recipes.evaluate import evaluate_file
 
         if found:
-            _screen.err.print(found, markup=False)
+            _screen.tell(found)
         result = _screen.follow(
             evaluate_file(
                 file,
@@ -125,14 +125,21 @@ def run_eval(
             )
         )
     if as_json:
-        document = {"file": result.file, "images": result.images, "metrics": result.metrics}
+        document = {
+            "file": result.file,
+            "images": result.images,
+            "unit": "percent",
+            "metrics": result.metrics,
+        }
         _screen.print_json({**document, "official": result.official} if gt_dir else document)
     else:
         _screen.print_metrics(result.metrics, result.official)
-    _screen.err.print(f"written: {', '.join(map(str, result.written))}", markup=False)
+    _screen.tell(f"written: {', '.join(map(str, result.written))}")
     if weights is not None:
         _screen.next_command(["hat", "export", target, "--weights", file])
-    elif file.suffix != ".onnx":
+    elif file.suffix == ".onnx":
+        _screen.next_command(["hat", "bench", "infer", file])
+    else:
         _screen.next_command(["hat", "export", "--ckpt", file])
 
 

@@ -17,6 +17,7 @@ from hatcli.cli._options import (
 )
 from hatcli.config import load_config
 from hatcli.errors import UsageError
+from hatcli.events import size_text
 
 if TYPE_CHECKING:
     from hatcli.export.fusion import Fusion
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hatcli.recipes.export import ExportResult
 
 CHECKPOINTS = (".pth", ".tar", ".pt")
+NOUNS = {"onnx": "an ONNX file", "safetensors": "a file of weights"}
 
 
 def main(
@@ -121,12 +123,15 @@ def main(
             raise UsageError("--verify takes its file alone", "e.g. hat export --verify unet.onnx")
         _verify(verify, images, overrides, as_json=as_json)
         return
-    if target is not None and target.endswith(CHECKPOINTS):
+    if target is not None and target.endswith((*CHECKPOINTS, ".onnx")):
         if ckpt is not None:
             raise UsageError(f"two files to export: {target} and {ckpt}")
         ckpt, target = target, None
     if ckpt is None and weights is None:
         raise UsageError("which checkpoint?", "give --ckpt FILE, e.g. --ckpt best.pth")
+    for given in (ckpt, weights):
+        _refuse_onnx(given)
+    _require_suffix(onnx_name, file_format)
     sizes = None if shape is None else parse_shape(shape)
     chosen = None
     if target is not None:
@@ -138,7 +143,7 @@ def main(
     from hatcli.cli import _screen
 
     if found:
-        _screen.err.print(found, markup=False)
+        _screen.tell(found)
     if file_format == "safetensors":
         _write_weights(file, onnx_name, overwrite=overwrite, as_json=as_json)
         return
@@ -153,6 +158,27 @@ def main(
     result = _screen.follow(job)
     _show(result, as_json=as_json)
     _screen.next_command(["hat", "eval", result.file])
+
+
+def _refuse_onnx(given: str | Path | None) -> None:
+    """Refuse an ONNX file in place of a checkpoint."""
+    if given is not None and Path(given).suffix == ".onnx":
+        raise UsageError(
+            f"{given}: is an ONNX file already; exported are checkpoints",
+            f"score it: hat eval {given}; compare it anew: hat export --verify {given}",
+        )
+
+
+def _require_suffix(path: Path | None, file_format: str) -> None:
+    """Refuse a name that other commands wouldn't take for a file of its format."""
+    if path is None or path.suffix == f".{file_format}":
+        return
+    stem = path.stem if path.suffix[1:].isalpha() else path.name  # 1.2 is a version
+    hint = f"-o {path.with_name(f'{stem}.{file_format}')}"
+    other = {"onnx": "safetensors", "safetensors": "onnx"}[file_format]
+    if path.suffix == f".{other}":
+        hint = f"give --format {other}, or {hint}"
+    raise UsageError(f"-o {path}: the name of {NOUNS[file_format]} ends in .{file_format}", hint)
 
 
 def _show(result: "ExportResult", *, as_json: bool) -> None:
@@ -175,7 +201,7 @@ def _write_weights(file: Path, path: Path | None, *, overwrite: bool, as_json: b
         return
     kind = "averaged weights" if result.averaged else "weights"
     _screen.say(
-        f"{result.file}   {result.size_bytes / 1e6:.1f} MB   {result.step}   "
+        f"{result.file}   {size_text(result.size_bytes)}   {result.step}   "
         f"{kind}: {result.tensors} tensors, {result.parameters / 1e6:.2f} M numbers"
     )
 
@@ -229,7 +255,7 @@ def _lines(result: "ExportResult") -> list[str]:
     transforms = ", ".join(result.batch_transforms) or "no batch transforms"
     prepared = f"RGB; inside: {transforms}" if result.with_preprocess else f"after {transforms}"
     lines = [
-        f"{result.file}   {result.size_bytes / 1e6:.1f} MB   {result.step}   opset {result.opset}"
+        f"{result.file}   {size_text(result.size_bytes)}   {result.step}   opset {result.opset}"
         f"   {count} nodes: {frequent}",
         f"  input   {result.input} {prepared}",
         f"  output  {result.output}",

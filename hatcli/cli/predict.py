@@ -95,7 +95,7 @@ def main(
     from hatcli.recipes.predict_run import PredictSettings
 
     if found:
-        _screen.err.print(found, markup=False)
+        _screen.tell(found)
     settings = PredictSettings(out, form, as_jpeg, batch_size, top, every, on_error)
     result = _screen.follow(
         predict(
@@ -182,7 +182,7 @@ def _tell(result: "PredictResult") -> None:
     from hatcli.cli import _screen
 
     speed = ", ".join(f"{phase} {ms:.1f}" for phase, ms in result.speed.items())
-    _screen.err.print(f"ms a picture: {speed} (batch {result.batch_size})", markup=False)
+    _screen.tell(f"ms a picture: {speed} (batch {result.batch_size})")
     if result.written:
         pictures = [path for path in result.written if path.suffix != ".json"]
         names = [str(path) for path in result.written if path not in pictures]
@@ -190,4 +190,4 @@ def _tell(result: "PredictResult") -> None:
             names.insert(0, str(pictures[0]))
         elif pictures:
             names.insert(0, f"{len(pictures)} files in {result.folder}/")
-        _screen.err.print(f"written: {', '.join(names)}", markup=False)
+        _screen.tell(f"written: {', '.join(names)}")

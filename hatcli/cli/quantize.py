@@ -151,20 +151,32 @@ def _start(
     if ckpt is None:
         from hatcli.cli import _screen
 
-        _screen.err.print(found, markup=False)
+        _screen.tell(found)
     return config, file
 
 
 def _show(result: "QuantizeResult") -> None:
     from hatcli.cli import _screen
     from hatcli.recipes.steps import accuracy_table
+    from hatcli.report.quantization import NOISE, lost_by_integers
 
     layers = [asdict(layer) for layer in result.layers]
     shown = layers[:WORST]
     rows = [_row(layer) for layer in shown]
     title = f"{len(layers)} layers, the {len(shown)} worst:" if len(layers) > WORST else ""
-    metric = f"{result.best_by} alone"
-    _screen.print_table(title, ["layer", "kind", "SQNR", "alone", metric], rows)
+    columns = ["layer", "kind", "SQNR dB", "alone dB", f"{result.best_by} %"]
+    _screen.print_table(title, columns, rows)
+    for line in _wrapped(
+        "SQNR: signal over noise of the layer's result, all layers quantized; alone: of the "
+        f"scores, and {result.best_by}, when this layer alone is quantized; 6 dB more are half "
+        "the error"
+    ):
+        _screen.say(line)
+    lost = lost_by_integers(result.document)
+    if lost is not None and lost < NOISE:
+        _screen.say("")
+        _screen.say(f"int_infer {-lost:+.2f} points against float: no layer needs more bits")
+        shown = [layer for layer in shown if layer["is_fault"]]
     for advice, names in _advice(shown).items():
         _screen.say("")
         for line in _wrapped(f"{', '.join(names)}: {advice}"):
@@ -180,7 +192,8 @@ def _show(result: "QuantizeResult") -> None:
             f"{verdict} {search['max_drop']:g} points ({search['tried']} trials)"
         )
     if result.override is not None:
-        _screen.say(f"override: {shlex.quote(result.override)}")
+        override = f"override: {shlex.quote(result.override)}"
+        _screen.out.print(override, markup=False)  # in one line, so that it can be copied
     _screen.say(f"report: {result.run / 'report.html'}")
     if result.exported is not None:
         _screen.say(f"onnx: {result.exported.file}")
@@ -220,7 +233,7 @@ def _compare(arguments: list[str] | None, images: int, out: Path | None, *, as_j
     ]
     columns = ["layer", *found.columns, *(["onnxruntime differs"] if has_codes else [])]
     if len(files) == 2:
-        columns[1] = "SQNR"
+        columns[1] = "SQNR dB"
         _screen.say(f"{found.columns[0]} against {found.reference}, dB, {found.images} images")
     else:
         _screen.say(f"against {found.reference}, dB, {found.images} images")

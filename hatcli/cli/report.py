@@ -81,7 +81,7 @@ def main(
     else:
         file, run, found = run_of_checkpoint(ckpt, target)
     if found or target is None or Path(target) != run:
-        _screen.err.print(found or f"run: {run} (the newest)", markup=False)
+        _screen.tell(found or f"run: {run} (the newest)")
     from hatcli.recipes.report import report_run
 
     result = _screen.follow(
@@ -100,3 +100,5 @@ def main(
         _screen.print_json(document)
     else:
         _screen.say(str(result.file))
+    if result.checkpoint is not None:
+        _screen.next_command(["hat", "predict", "--ckpt", result.checkpoint, "PICTURES"])

@@ -204,7 +204,7 @@ def _start(request: _Request) -> "list[StepResult]":
     from hatcli.recipes.train import train_float
 
     if found:
-        _screen.err.print(found, markup=False)
+        _screen.tell(found)
     command = sys.argv[1:]
     journey = Journey(configs, target, request.device, request.out, command)
     if step == "all":
@@ -300,7 +300,7 @@ def _show(results: "list[StepResult]", request: _Request, *, as_json: bool) -> N
 
     last = results[-1]
     if as_json:
-        documents: list[dict[str, Any]] = [asdict(result) for result in results]
+        documents: list[dict[str, Any]] = [{**asdict(one), "unit": "percent"} for one in results]
         _screen.print_json(documents[-1] | ({"runs": documents} if len(documents) > 1 else {}))
     else:
         _screen.print_metrics(last.metrics)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hatcli.disk import sync_to_disk
-from hatcli.errors import CheckpointError, UsageError
+from hatcli.errors import CheckpointError, UsageError, start_of
 
 FORMAT = "hat-checkpoint"
 VERSION = 1
@@ -125,9 +125,9 @@ def verify_container(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(16)
     if start[:1] == b"<":
-        raise CheckpointError(f"{path}: not a checkpoint but a web page (starts with {start!r})")
+        raise CheckpointError(f"{path}: not a checkpoint but a web page ({start_of(start)})")
     if start[:2] != b"PK":
-        raise CheckpointError(f"{path}: not a checkpoint (starts with {start!r})")
+        raise CheckpointError(f"{path}: not a checkpoint ({start_of(start)})")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -1,6 +1,6 @@
 """The evaluation loop: a generator of events that returns a metric's values."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from hatcli.engine.device import move
 from hatcli.engine.distributed import gather, processes
-from hatcli.errors import ConfigError, DataError
-from hatcli.events import Event, Progress
+from hatcli.errors import ConfigError, DataError, did_you_mean
+from hatcli.events import Event, Progress, headline
 
 LoadedBatch = tuple[Tensor, Any, list[str]]
 """uint8 images (N, 3, H, W), targets and the names of the samples.
@@ -59,6 +59,10 @@ def evaluate(
         model: images to raw scores, or to an index map; it must be in evaluation mode.
         total: images in all, of which each of several processes has its part.
         on_scores: gets the images, scores, targets and names of each batch, for pictures.
+
+    Raises:
+        DataError: there are no images.
+        ConfigError: the metric doesn't give the value that picks the best checkpoint.
     """
     done = 0
     for images, targets, names in batches:
@@ -74,7 +78,23 @@ def evaluate(
         require_merging(metric)
         shared: Any = metric
         shared.merge(gather(shared.counted()))
-    return metric.compute()
+    values = metric.compute()
+    require_best_by(metric, values)
+    return values
+
+
+def require_best_by(metric: Metric, values: Mapping[str, float]) -> None:
+    """Refuse values by which no checkpoint could ever be the best.
+
+    Raises:
+        ConfigError: the one that ``best_by`` names isn't among them; the others are told.
+    """
+    if metric.best_by not in values:
+        raise ConfigError(
+            f"metric {type(metric).__name__!r}: best_by is {metric.best_by!r}, "
+            "which compute() doesn't give",
+            did_you_mean(metric.best_by, headline(values)),
+        )
 
 
 def require_merging(metric: Metric) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from hatcli.engine.data_parallel import DataParallel
@@ -113,6 +114,7 @@ def _steps(
     epoch, steps = training.epoch, len(batches) // settings.accumulate
     samples_a_step = batches.samples_a_batch * settings.accumulate
     meter, device, process = training.meter, training.device, batches.process
+    has_clock = _goes_by_clock(device, forward)
     done = training.samples // samples_a_step
     stream = batches.epoch(epoch, training.samples) if done < steps else iter(())
     stream = prefetched(stream, device)
@@ -125,7 +127,7 @@ def _steps(
             if value is not None:
                 meter.add(value, names_of(group))
             is_due = _is_due(number, steps, settings)
-            if is_due or meter.is_overdue():
+            if is_due or (has_clock and meter.is_overdue()):
                 report = meter.report(epoch + 1, settings.epochs, number, steps, training.lr)
             # By the count of steps alone: all processes ask each other at the same one.
             if isinstance(forward, DataParallel) and (is_due or device.type == "cpu"):
@@ -151,6 +153,15 @@ def _start_epoch(
     if training.samples == 0 or process > 0:  # a checkpoint has the state of the main process
         seed_epoch(settings.seed, training.epoch, process)
     training.model.train()
+
+
+def _goes_by_clock(device: torch.device, forward: Callable[..., Tensor] | None) -> bool:
+    """Whether a step that takes long is reported by itself.
+
+    A report reads the losses that wait on a GPU, and one that isn't finite ends the training: of
+    several processes all behind the same step, so none of them may go by its own clock.
+    """
+    return device.type == "cpu" or not isinstance(forward, DataParallel)
 
 
 def _is_due(number: int, steps: int, settings: FitSettings) -> bool:

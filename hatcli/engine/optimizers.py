@@ -27,7 +27,7 @@ def sgd(
     groups = weight_decay_groups(model, weight_decay)
     try:
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer 'sgd': {error}") from error
 
 
@@ -46,10 +46,12 @@ def adamw(
         fused: as for `sgd`.
     """
     groups = weight_decay_groups(model, weight_decay)
+    pair = (0.9, 0.999) if betas is None else tuple(betas)
+    if len(pair) != 2:
+        raise ConfigError(f"optimizer 'adamw': betas must be two numbers, got {betas}")
     try:
-        first, second = betas or (0.9, 0.999)
-        return torch.optim.AdamW(groups, lr=lr, betas=(first, second), eps=eps, fused=fused)
-    except ValueError as error:
+        return torch.optim.AdamW(groups, lr=lr, betas=pair, eps=eps, fused=fused)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer 'adamw': {error}") from error
 
 

@@ -30,7 +30,8 @@ class FitSettings:
             "skip" leaves the step out, batch norm statistics included, and stops after ten in
             a row. It looks at each loss before the step, and so waits for a GPU at each.
         compile: compile the model's forward pass by `torch.compile`.
-        log_every: steps between two reports; where they take longer, one every two seconds.
+        log_every: steps between two reports; where they take longer, one every two seconds,
+            unless several processes train on GPUs.
         save_every: steps between two reports at which the caller saves; None for none.
         val_every: epochs between two validations; the last epoch is always validated.
     """

@@ -3,11 +3,12 @@
 import ast
 import contextlib
 import hashlib
+import logging
 import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -120,7 +121,8 @@ def export_onnx(
     example = torch.zeros(_example_shape(shape, dynamic, size_divisor), dtype=deployed.input_dtype)
     output = LABELS if deployed.argmax else SCORES
     try:
-        with contextlib.redirect_stdout(sys.stderr), torch.no_grad():  # stdout is for results
+        # stdout is for results
+        with contextlib.redirect_stdout(sys.stderr), _without_hints(), torch.no_grad():
             program = torch.onnx.export(
                 deployed,
                 (example,),
@@ -142,6 +144,21 @@ def export_onnx(
     for key, value in {**(metadata or {}), "hat.weights_sha256": weights_sha256(model)}.items():
         model.metadata_props.add(key=key, value=value)
     return OnnxExport(model, traced)
+
+
+@contextlib.contextmanager
+def _without_hints() -> Iterator[None]:
+    """Keeps back what torch logs of an error beside raising it: a number in its own catalogue."""
+    logger = logging.getLogger("torch.export._trace")
+    logger.addFilter(_is_no_hint)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_hint)
+
+
+def _is_no_hint(record: logging.LogRecord) -> bool:
+    return "exportdb" not in record.getMessage() and "is unsupported" not in record.getMessage()
 
 
 def weights_sha256(model: onnx.ModelProto) -> str:

@@ -140,6 +140,6 @@ def _large(graph: fx.GraphModule, stretch: Stretch, error: Tensor) -> Iterator[F
             if share > LARGE_CORRECTION:
                 yield Finding(
                     stretch.layer,
-                    f"quantization shifts a channel by {share:.0%} of its range: corrected on "
-                    "these images, but more bits here may be worth it",
+                    f"quantization shifts a channel by {100 * share:.0f} % of its range: corrected "
+                    "on these images, but more bits here may be worth it",
                 )

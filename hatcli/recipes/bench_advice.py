@@ -101,7 +101,7 @@ def _compute(result: BenchResult, config: Config) -> list[str]:
     seconds = {part.name: part.seconds for part in result.parts}
     share = seconds.get("optimiser", 0.0) / sum(seconds.values())
     if share > MUCH and config["optim"].get("fused") is False:
-        found.append(f"optim.fused=True: the optimiser takes {share:.0%} of a step")
+        found.append(f"optim.fused=True: the optimiser takes {100 * share:.0f} % of a step")
     return found
 
 
@@ -128,10 +128,12 @@ def _read(result: BenchResult, config: Config) -> list[str]:
     share = result.reading[slowest] / image
     if slowest.startswith("read"):
         found.append(
-            f"{slowest!r} is {share:.0%} of reading an image: RandomScaleCropFlip in place of "
-            "RandomScale, RandomCrop and RandomFlip, and packs with --image-format strips, decode "
-            "only what a crop shows; smaller pictures in the pack help most"
+            f"{slowest!r} is {100 * share:.0f} % of reading an image: RandomScaleCropFlip in place "
+            "of RandomScale, RandomCrop and RandomFlip, and packs with --image-format strips, "
+            "decode only what a crop shows; smaller pictures in the pack help most"
         )
     else:
-        found.append(f"{slowest} is {share:.0%} of reading an image: do without it, or weaken it")
+        found.append(
+            f"{slowest} is {100 * share:.0f} % of reading an image: do without it, or weaken it"
+        )
     return found

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hatcli.config import Config
 from hatcli.engine.evaluation import evaluate
 from hatcli.errors import HatError, UsageError
 from hatcli.events import Job, Note, Progress, Warned
@@ -79,6 +80,7 @@ def bench_infer(
     files: Sequence[Path],
     *,
     overrides: Sequence[str] = (),
+    weights_of: Config | None = None,
     shape: tuple[int, ...] | None = None,
     split: str = "val",
     threads: Sequence[int] = (),
@@ -95,7 +97,9 @@ def bench_infer(
         files: checkpoints of any step and .onnx files; the first is what the others are
             compared with.
         overrides: "key=value" changes of the files' configs, e.g. where the data is.
-        shape: (N, C, H, W); None for what the first file is made for.
+        weights_of: the first file holds the plain weights of this config's network.
+        shape: (N, C, H, W); None for the only one that a file takes, or else what the first one
+            is made for.
         split: "train" or "val".
         threads: numbers of threads; none for 1 and one a core.
         images: of the split that are scored; None for all, 0 for no scores.
@@ -105,14 +109,20 @@ def bench_infer(
         HatError: a file can't be used, or takes another shape.
     """
     torch_device = torch.device("cpu")
-    opened = [open_model_file(file, None, overrides, device=torch_device) for file in files]
-    shape = shape or _shape_of(opened[0])
+    plain = [] if weights_of is None else list(files[:1])
+    opened = [
+        open_model_file(file, weights_of, device=torch_device, is_weights=True) for file in plain
+    ]
+    opened += [
+        open_model_file(file, None, overrides, device=torch_device) for file in files[len(plain) :]
+    ]
+    shape = shape or _shape_for(opened)
     counts = tuple(dict.fromkeys(sorted(threads))) or tuple(
         dict.fromkeys((1, max(1, int(usable_cores()))))
     )
     for one in opened:
         _require_shape(one, shape)
-    yield Note(f"timing {len(files)} files on images of {'x'.join(map(str, shape))}, in turn")
+    yield Note(f"timing {len(files)} files on images of {_text(shape)}, in turn")
     timings = {}
     for number in counts:
         timings[number] = yield from _time(opened, shape, number, rounds)
@@ -123,10 +133,11 @@ def bench_infer(
         _row(one, score, {number: timings[number][place] for number in counts}, shape[0])
         for place, (one, score) in enumerate(zip(opened, scores, strict=True))
     )
-    for place, row in enumerate(rows, 1):
+    for row in rows:
         worst = max(row.spread.values())
         if worst > UNSTEADY:
-            yield Warned(f"times of {place} vary by {worst:.0%}: the machine has other work")
+            text = f"times of {row.file.name} vary by {100 * worst:.0f} %"
+            yield Warned(f"{text}: the machine has other work")
     scored = max((count for _, score, count in scores if score is not None), default=0)
     return InferBench(rows, shape, counts, split, scored, processor())
 
@@ -191,6 +202,8 @@ class _Child:
         )
         kind = "torch" if opened.onnx is None else "onnx"
         task = {"kind": kind, "file": str(opened.path), "shape": shape, "threads": threads}
+        if opened.is_weights:
+            task["weights_of"] = {"name": opened.config.name, "values": opened.config.values}
         try:
             self.start_bytes: int = self.ask(json.dumps(task))["start_bytes"]
         except HatError:
@@ -289,31 +302,52 @@ def _kind(opened: ModelFile) -> str:
     return "ONNX float" if opened.step else "ONNX"
 
 
-def _shape_of(opened: ModelFile) -> tuple[int, ...]:
-    """What a file is made for.
+def _shape_for(opened: Sequence[ModelFile]) -> tuple[int, ...]:
+    """What all files take: the sizes that are fixed, and else those that the first is made for.
 
     Raises:
-        UsageError: it doesn't say.
+        UsageError: they are fixed to different sizes, or the first doesn't say.
     """
-    known = opened.config["deploy"].get("shape")
-    sizes = opened.onnx.input_shape if opened.onnx is not None else tuple(known or ())
-    shape = tuple(
-        size if isinstance(size, int) else (known[place] if known else None)
-        for place, size in enumerate(sizes)
-    )
-    if not shape or None in shape:
-        raise UsageError(f"{opened.path}: doesn't say for which size it is", "give --shape N,C,H,W")
-    return tuple(int(size) for size in shape if size is not None)
+    fixed: dict[int, tuple[int, ModelFile]] = {}
+    for one in opened:
+        for place, size in enumerate(_input_shape(one)):
+            first = fixed.setdefault(place, (size, one)) if isinstance(size, int) else None
+            if first is not None and first[0] != size:
+                raise UsageError(
+                    f"{one.path} takes images of {_text(_input_shape(one))} alone, "
+                    f"{first[1].path} of {_text(_input_shape(first[1]))}",
+                    "export them for one --shape, or with --dynamic size; or time them one by one",
+                )
+    known = opened[0].config["deploy"].get("shape") or [None] * 4
+    sizes = [fixed[place][0] if place in fixed else known[place] for place in range(4)]
+    if None in sizes:
+        raise UsageError(
+            f"{opened[0].path}: doesn't say for which size it is", "give --shape N,C,H,W"
+        )
+    return tuple(int(size) for size in sizes)
+
+
+def _input_shape(opened: ModelFile) -> tuple[int | str, ...]:
+    """(N, C, H, W) as a file says it, ints where it is fixed; nothing of a checkpoint."""
+    return () if opened.onnx is None else opened.onnx.input_shape
+
+
+def _text(shape: Sequence[int | str]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _require_shape(opened: ModelFile, shape: tuple[int, ...]) -> None:
-    """Run a file once on these images.
+    """Run an ONNX file once on these images; ask the network of a checkpoint.
 
     Raises:
         UsageError: it takes others.
     """
     model = opened.onnx
     if model is None:
+        divisor = int(getattr(opened.model, "size_divisor", 1))
+        if shape[2] % divisor or shape[3] % divisor:
+            sides = f"{shape[2]}x{shape[3]}"
+            raise UsageError(f"{opened.path}: takes multiples of {divisor}, not {sides}")
         return
     fixed = model.input_shape[0]
     if isinstance(fixed, int) and fixed != shape[0]:

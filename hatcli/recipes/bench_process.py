@@ -77,11 +77,17 @@ def _torch(task: Mapping[str, Any]) -> tuple[Callable[[], Any], int]:
     """The same of a checkpoint."""
     import torch
 
+    from hatcli.config import from_values
     from hatcli.recipes.build import model_from_checkpoint, open_checkpoint
+    from hatcli.recipes.check import import_user_modules
 
     start = peak_memory()
     torch.set_num_threads(task["threads"])
-    config, model = model_from_checkpoint(open_checkpoint(Path(task["file"])))
+    plain = task.get("weights_of")
+    weights_of = None if plain is None else from_values(plain["name"], plain["values"])
+    if weights_of is not None:
+        import_user_modules(weights_of)
+    config, model = model_from_checkpoint(open_checkpoint(Path(task["file"]), weights_of))
     model = model.to(memory_format=torch.channels_last)
     images = torch.from_numpy(_images(task["shape"])).to(memory_format=torch.channels_last)
     argmax = bool(config["deploy"].get("argmax"))

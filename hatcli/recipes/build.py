@@ -33,6 +33,15 @@ def build_model(config: Config) -> nn.Module:
     return MODELS.build(config["model"])
 
 
+SEVERAL_HEADS = "the network has several heads, and deploy.head names none"
+HEAD_HINT = "calibration, qat and export take one alone: set deploy.head before the training"
+
+
+def lacks_head(model: nn.Module, config: Config) -> bool:
+    """Whether a network has several heads of which none is chosen: float alone can do with that."""
+    return config["deploy"].get("head") is None and hasattr(model, "keep_head")
+
+
 def deployed(model: nn.Module, config: Config) -> nn.Module:
     """The part of a network that is deployed; shares its parameters."""
     head = config["deploy"].get("head")
@@ -148,5 +157,15 @@ def build_loss(config: Config, dataset: SampleSource) -> nn.Module:
 
 
 def build_metric(config: Config, dataset: SampleSource) -> Metric:
-    """The metric, with the dataset's class names where it has them."""
-    return METRICS.build(config["metric"], classes=getattr(dataset, "classes", None))
+    """The metric, with the dataset's class names where it has them.
+
+    Raises:
+        ConfigError: it doesn't say by which of its values a checkpoint is best.
+    """
+    metric: Metric = METRICS.build(config["metric"], classes=getattr(dataset, "classes", None))
+    if not isinstance(getattr(metric, "best_by", None), str):
+        raise ConfigError(
+            f"metric {config['metric']['type']!r}: has no best_by, by which a checkpoint is best",
+            "give it the name of one of the values of compute()",
+        )
+    return metric

@@ -125,8 +125,12 @@ def import_user_modules(config: Config) -> None:
         except ConfigError:
             raise
         except Exception as error:
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name == name
             raise ConfigError(
-                f"imports: {name!r} fails: {type(error).__name__}: {error}"
+                f"imports: {name!r} fails: {type(error).__name__}: {error}",
+                f"a file beside the config is named with its ending: '{name}.py'"
+                if is_missing
+                else None,
             ) from error
 
 

@@ -4,9 +4,12 @@ import torch
 
 from hatcli.config import Config
 from hatcli.engine import OPTIMIZERS, SCHEDULES
+from hatcli.engine.evaluation import require_best_by
 from hatcli.errors import ConfigError
-from hatcli.events import Job, Note
+from hatcli.events import Job, Note, Warned
 from hatcli.recipes.build import (
+    HEAD_HINT,
+    SEVERAL_HEADS,
     build_batch_transforms,
     build_dataset,
     build_loader,
@@ -14,7 +17,9 @@ from hatcli.recipes.build import (
     build_metric,
     build_model,
     deployed,
+    lacks_head,
 )
+from hatcli.recipes.crop_sizes import require_sizes
 
 
 def dry_run(config: Config) -> Job[None]:
@@ -24,6 +29,9 @@ def dry_run(config: Config) -> Job[None]:
         HatError: whatever would have stopped the training before its second step.
     """
     model, prepare = build_model(config), build_batch_transforms(config)
+    require_sizes(config, model)
+    if lacks_head(model, config):
+        yield Warned(f"{SEVERAL_HEADS}; {HEAD_HINT}")
     for split in ("train", "val"):
         dataset = build_dataset(config, split)
         loader = build_loader(config, split, dataset)
@@ -44,5 +52,4 @@ def dry_run(config: Config) -> Job[None]:
             metric = build_metric(config, dataset)
             with torch.inference_mode():
                 metric.update(deployed(model, config).eval()(prepare(images)), targets)
-            if metric.best_by not in metric.compute():
-                raise ConfigError(f"metric: has no value {metric.best_by!r} to choose the best by")
+            require_best_by(metric, metric.compute())

@@ -79,7 +79,7 @@ def evaluate_file(
     require_merging(metric)
     _require_known(bounds or {}, metric)
     loader = build_loader(config, "val", dataset)
-    yield Note(f"evaluating {file} on {len(dataset)} images")
+    yield Note(f"evaluating {file.name} on {len(dataset)} images")
     with tempfile.TemporaryDirectory() as folder:
         writer = None
         if gt_dir is not None or save_predictions is not None:

@@ -134,7 +134,7 @@ def export_checkpoint(
     )
     write = _write_float if checkpoint["step"] == "float" else _write_integer
     with unpublished(request.path, overwrite=settings.overwrite) as temporary:
-        yield Note(f"exporting {file} as {request.path}")
+        yield Note(f"exporting {file.name} as {request.path}")
         written = yield from write(request, temporary)
     graph = written.model.graph
     return ExportResult(
@@ -289,8 +289,9 @@ def _metadata(request: _Request) -> dict[str, str]:
     classes = list(checkpoint["classes"] or [])
     is_cityscapes = tuple(classes) == CITYSCAPES_CLASSES
     metrics = checkpoint["metrics"] or {}
+    deploy = {**config["deploy"], "shape": list(request.shape)}  # of this file, whatever was asked
     values = {
-        "hat.config": {"name": config.name, "values": dict(config.values)},
+        "hat.config": {"name": config.name, "values": {**config.values, "deploy": deploy}},
         "hat.task": config["task"],
         "hat.step": checkpoint["step"],
         "hat.epoch": checkpoint["epoch"],

@@ -182,18 +182,26 @@ def _samples(config: Config, images: Images, *, as_uint8: bool) -> Job[list[Tens
         found = list(islice(_real_images(config, images), images.count))
     except HatError as error:
         yield Note(f"the validation set can't be read: {error.message}")
-    if found:
-        yield Note(f"comparing on {len(found)} images of the validation set")
-    else:
-        yield Note("comparing on made-up images")
+    real = len(found)
+    if not found:
         found = [random_images(images.shape, seed=0)]
     if images.dynamic != "none":
         shape = second_shape(images.shape, images.dynamic, images.size_divisor)
         found.append(random_images(shape, seed=1))
+    yield Note(f"comparing on {_counted(real, sum(map(len, found)) - real)}")
     if as_uint8:
         return found
     with torch.no_grad():
         return [prepare(batch) for batch in found]
+
+
+def _counted(real: int, made_up: int) -> str:
+    """'8 images of the validation set and 2 made-up ones'."""
+    parts = [f"{real} {'image' if real == 1 else 'images'} of the validation set"] if real else []
+    if made_up:
+        noun = ("one" if made_up == 1 else "ones") if real else "image" + "s" * (made_up > 1)
+        parts.append(f"{made_up} made-up {noun}")
+    return " and ".join(parts)
 
 
 def _real_images(config: Config, images: Images) -> Iterator[Tensor]:

@@ -63,7 +63,7 @@ def export_weights(
         "hat.metrics": json.dumps(checkpoint["metrics"]),
         "hat.version": __version__,
     }
-    yield Note(f"writing the weights of {file} as {path}")
+    yield Note(f"writing the weights of {file.name} as {path}")
     with unpublished(path, overwrite=overwrite, finish=None) as temporary:
         save_safetensors(temporary, weights, about)
     parameters = sum(w.numel() for w in weights.values() if w.is_floating_point())

@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from hatcli.errors import ModelFileError
+from hatcli.events import size_text
 from hatcli.export.metadata import read_metadata, require_whole
 
 
@@ -61,7 +62,7 @@ def read_exported(path: Path) -> Exported:
         verdict, is_fine, found = "not checked", False, []
     facts = [
         ("model of step", str(values.get("step"))),
-        ("size", f"{len(data) / 1e6:.1f} MB"),
+        ("size", size_text(len(data))),
         ("takes", "uint8 RGB images" if values.get("preprocess") else "prepared float32 images"),
         ("gives", "classes (argmax inside)" if values.get("argmax") else "scores"),
         *found,

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from hatcli.config import Config
 from hatcli.engine.distributed import from_main
+from hatcli.errors import ConfigError
 from hatcli.events import Job, Note
+from hatcli.recipes.build import HEAD_HINT, SEVERAL_HEADS, build_model, lacks_head
 from hatcli.recipes.calibrate import calibrate_float
 from hatcli.recipes.int_infer import infer_integers
 from hatcli.recipes.predecessor import (
@@ -90,10 +92,16 @@ def take_all_steps(journey: Journey, *, weights: Path | None = None) -> Job[list
 
     Args:
         weights: plain weights that the float training starts from.
+
+    Raises:
+        ConfigError: the network has several heads, of which none is chosen.
     """
+    config = journey.configs["float"]
+    if lacks_head(build_model(config), config):
+        raise ConfigError(SEVERAL_HEADS, HEAD_HINT)
     yield Note(f"$ hat train {journey.target} --step float")
     trained = yield from train_float(
-        journey.configs["float"],
+        config,
         device=journey.device,
         out=journey.out,
         weights=weights,

@@ -1,5 +1,6 @@
 """The checkpoints of one training run: the best, the last, and some before it."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +13,10 @@ from hatcli.config import Config
 from hatcli.data.loader import SampleSource
 from hatcli.data.workers import WorkerLost
 from hatcli.disk import size_text
-from hatcli.engine.checkpoint import save_checkpoint
+from hatcli.engine.checkpoint import load_checkpoint, save_checkpoint
 from hatcli.engine.distributed import is_main, processes
 from hatcli.engine.training import Training
-from hatcli.errors import CheckpointError, DataError, HatError
+from hatcli.errors import CheckpointError, ConfigError, DataError, HatError
 from hatcli.events import Event, Warned
 from hatcli.recipes.runs import SUFFIX, RunFolder
 from hatcli.recipes.workbench import base_content
@@ -27,7 +28,9 @@ class Keeper:
     """Writes the checkpoints of one training.
 
     A save that fails is a warning, since the disk may have room again at the next one; the third
-    in a row ends the training. The checkpoint before it stays whole in any case.
+    in a row ends the training. The checkpoint before it stays whole in any case. An epoch that
+    couldn't be saved is not the best one: the next that is better than the saved best takes
+    its place.
 
     Args:
         step: of the journey.
@@ -55,6 +58,8 @@ class Keeper:
         self._metrics: dict[str, float] = {}
         self._misses = 0
         self._missed = ""
+        self._saved_best = training.best
+        self._saved_epoch: int | None = None
 
     def keep(
         self,
@@ -63,7 +68,9 @@ class Keeper:
         is_best: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> Iterator[Event]:
-        """Save the training's state as the last checkpoint, and as the best if it is.
+        """Save the training's state as the best checkpoint if it is that, and as the last one.
+
+        The best comes first: a run that is killed between the two does the epoch again.
 
         Of several processes, whose state is the same, the main one does.
 
@@ -89,11 +96,14 @@ class Keeper:
         _require_finite(content["state_dict"])
         try:
             self._require_room()
-            save_checkpoint(self.last, content)
             if metrics is not None and (is_best or not self.best.exists()):
                 save_checkpoint(self.best, content)
-            self._rotate()
+                self._saved_best = self._training.best
+                self._saved_epoch = self._training.epoch
+            save_checkpoint(self.last, content)
+            self._rotate(content)
         except CheckpointError as error:
+            self._training.best = self._saved_best
             self._misses += 1
             self._missed = error.message
             if self._misses >= MAX_MISSES:
@@ -102,6 +112,10 @@ class Keeper:
             yield Warned(f"{error.message}; the training goes on")
         else:
             self._misses = 0
+
+    def has_saved_as_best(self, epoch: int) -> bool:
+        """Whether the best checkpoint is that of an epoch."""
+        return self._saved_epoch == epoch
 
     def require_saved(self) -> None:
         """Refuse to end a training whose last save failed.
@@ -128,14 +142,17 @@ class Keeper:
                 f"{size_text(free)} free"
             )
 
-    def _rotate(self) -> None:
+    def _rotate(self, content: Mapping[str, Any]) -> None:
         """Give the last checkpoint a name of its own too, and forget the oldest of these."""
         if self._keep < 2:
             return
         place = f"{self._training.epoch:04d}-{self._training.samples:09d}"
         own = self.last.with_name(f"{self._step}-checkpoint-{place}{SUFFIX}")
         own.unlink(missing_ok=True)
-        os.link(self.last, own)
+        try:
+            os.link(self.last, own)
+        except OSError:  # not every file system has links
+            save_checkpoint(own, content)
         for old in numbered(self.run.path, self._step)[self._keep :]:
             old.unlink()
 
@@ -148,20 +165,35 @@ class Keeper:
 def saved_if_data_fails(
     events: Iterator[Event], keeper: Keeper, content: Callable[[], Mapping[str, Any]]
 ) -> Iterator[Event]:
-    """The events of a training; an error of the data comes between two steps and saves them first.
+    """The events of a training; an error of a user's part comes behind a save of the steps before.
+
+    That is one of the data, or of a part that is found wrong only where it is used.
 
     Args:
         content: what a checkpoint holds beside the usual.
     """
     try:
         yield from events
-    except (DataError, WorkerLost) as error:
+    except (DataError, WorkerLost, ConfigError) as error:
         # Of several processes the others know nothing of it, and a checkpoint is of all.
         if processes() == 1 and keeper.has_begun:
             warnings = [str(event) for event in keeper.keep(extra=content())]
             go_on = f"go on with: hat train --resume-from {keeper.run.path}"
             error.hint = f"{error.hint or ''}; {warnings[0] if warnings else go_on}".lstrip("; ")
         raise
+
+
+def scored_best(best: Path, best_by: str) -> tuple[int | None, dict[str, float]]:
+    """The epoch of a best checkpoint and its metrics; (None, {}) if it isn't the best by any.
+
+    Args:
+        best_by: the metric that picks it.
+    """
+    content = load_checkpoint(best)
+    metrics: dict[str, float] = content["metrics"]
+    if math.isnan(metrics.get(best_by, math.nan)):
+        return None, {}
+    return int(content["epoch"]), metrics
 
 
 def numbered(run: Path, step: str) -> list[Path]:

@@ -27,6 +27,7 @@ class ModelFile:
         prepare: from uint8 RGB images (N, 3, H, W) on the device to what ``model`` takes.
         model: from that to raw scores (N, classes, ...), or to labels (N, 1, ...) int64.
         onnx: of an ONNX file, what it says of itself.
+        is_weights: the file holds plain weights, and no config.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class ModelFile:
     prepare: Callable[[Tensor], Tensor]
     model: Callable[[Tensor], Tensor]
     onnx: OnnxModel | None = None
+    is_weights: bool = False
 
 
 def open_model_file(
@@ -71,6 +73,7 @@ def open_model_file(
         tuple(checkpoint["classes"] or ()),
         build_batch_transforms(chosen).to(device),
         network,
+        is_weights=is_weights,
     )
 
 

@@ -12,8 +12,11 @@ from hatcli.engine.weights import fingerprint
 from hatcli.errors import CheckpointError
 from hatcli.events import Event, Warned
 from hatcli.recipes.build import model_from_checkpoint, open_checkpoint
+from hatcli.recipes.diff import ABSENT, differences
 from hatcli.recipes.runs import newest_run
 from hatcli.recipes.steps import COMES_FROM, step_entry, wrong_step
+
+SHOWN = 3  # differences between two configs; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,17 @@ def warn_of_newer_float(before: Predecessor, name: str, root: Path) -> Iterator[
 
 def warn_of_other_scoring(before: Predecessor, config: Config) -> Iterator[Event]:
     """A warning when the predecessor was scored on other images, or otherwise prepared ones."""
-    own = before.content["config"]["values"]
-    kept = ("dataset", "transforms")
-    scored, now = ({key: node.get(key) for key in kept} for node in (own["val"], config["val"]))
-    if before.content["metrics"] and scored != now:
+    saved = before.content["config"]
+    own = from_values(saved["name"], saved["values"], where=f"the config of {before.file}")
+    found = [
+        f"{change.key} {_shown(change.first)}, now {_shown(change.second)}"
+        for change in differences(own, config)
+        if change.key.startswith(("val.dataset", "val.transforms"))
+    ]
+    if before.content["metrics"] and found:
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         yield Warned(
-            f"{before.file} was scored with val {scored}, this step is with {now}: "
+            f"{before.file} was scored with {'; '.join(found[:SHOWN])}{more}: "
             "their rows in the table can't be compared"
         )
 
@@ -113,6 +121,10 @@ def open_float(lineage: list[dict[str, Any]], config: Config, root: Path) -> Pre
     return Predecessor(file, "float", content, [entry])
 
 
+def _shown(value: Any) -> str:
+    return "unset" if value is ABSENT else repr(value)
+
+
 def _require_same_model(own: Config, chosen: Config, file: Path) -> None:
     for key in ("model", "batch_transforms"):
         if own[key] != chosen[key]:
@@ -122,7 +134,10 @@ def _require_same_model(own: Config, chosen: Config, file: Path) -> None:
             )
     heads = own["deploy"].get("head"), chosen["deploy"].get("head")
     if heads[0] != heads[1]:
-        raise CheckpointError(f"{file}: deploys head {heads[0]}, the config asks for {heads[1]}")
+        raise CheckpointError(
+            f"{file}: deploys head {heads[0]}, the config asks for {heads[1]}",
+            f"take its weights alone: --step calibration --weights {file}",
+        )
 
 
 def _require_same_quantization(own: Config, chosen: Config, file: Path, target: str) -> None:

@@ -81,7 +81,7 @@ def predict(
     if not classes:
         yield Note("nobody says what the classes are called: they go by their numbers")
     total = _total(chosen)
-    yield Note(f"predicting with {file} on {_counted(total)}")
+    yield Note(f"predicting with {file.name} on {_counted(total)}")
     run = PredictRun(opened, place, settings, classes)
     files = [path for source in chosen for path in _paths(source)]
     with run.writer(out or OUT, files) as writer:

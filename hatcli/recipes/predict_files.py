@@ -12,7 +12,15 @@ from PIL import Image
 
 from hatcli.data.picture_source import SUFFIXES
 from hatcli.errors import UsageError
-from hatcli.report.pictures import GAP, Palette, Picture, overlay, with_legend, write_image
+from hatcli.report.pictures import (
+    GAP,
+    Palette,
+    Picture,
+    overlay,
+    with_legend,
+    with_titles,
+    write_image,
+)
 from hatcli.report.video import VideoWriter
 
 Format = Literal["overlay", "side", "palette", "ids", "json"]
@@ -118,6 +126,7 @@ class PredictionWriter:
             return mixed
         gap = np.full((pixels.shape[0], GAP, 3), 255, np.uint8)
         picture = np.concatenate([pixels, gap, mixed], axis=1)
+        picture = with_titles(picture, ["image", "prediction"])
         shown = np.unique(label)
         legend = None if whole_legend else shown[shown < len(self._names)].tolist()
         return with_legend(picture, self._palette, self._names, shown=legend)

@@ -33,11 +33,13 @@ class ReportResult:
     Attributes:
         run: the run folder that it is about.
         metrics: of this evaluation, in percent; empty where nothing was evaluated.
+        checkpoint: whose pictures and exported files it tells of; None where the run has none.
     """
 
     file: Path
     run: Path
     metrics: dict[str, float]
+    checkpoint: Path | None
 
 
 def report_run(
@@ -69,7 +71,7 @@ def report_run(
     if (run / QUANTIZE).exists():
         yield Note(f"{run} is of hat quantize: its page is drawn again")
         write_report(file, json.loads((run / QUANTIZE).read_text(encoding="utf-8")))
-        return ReportResult(file, run, {})
+        return ReportResult(file, run, {}, best_checkpoint(run, "calibration"))
     document = describe_run(run)
     checkpoint = ckpt or best_checkpoint(run, document["step"])
     document["exports"] = yield from _exports(run, document, onnx)
@@ -80,7 +82,7 @@ def report_run(
         document["missing"]["pictures"] = "the run has no checkpoint"
     elif pictures:
         assert checkpoint is not None
-        yield Note(f"scoring {checkpoint} for the best and the worst pictures")
+        yield Note(f"scoring {checkpoint.name} for the best and the worst pictures")
         place = pick_device(device)
         opened = open_model_file(checkpoint, None, overrides, device=place)
         try:
@@ -89,7 +91,7 @@ def report_run(
             yield Warned(f"no pictures: {error.message}")
             document["missing"]["pictures"] = error.message
     write_run_report(file, document)
-    return ReportResult(file, run, metrics)
+    return ReportResult(file, run, metrics, checkpoint)
 
 
 def _look_at(

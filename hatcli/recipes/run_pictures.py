@@ -1,6 +1,6 @@
 """What a training shows beside its figures: the first batch, and what is taken for what."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from hatcli.engine.distributed import is_main
 from hatcli.engine.evaluation import LoadedBatch, Metric
 from hatcli.engine.loop import Batches
 from hatcli.errors import HatError
-from hatcli.events import EpochDone, Event, Warned, headline
+from hatcli.events import EpochDone, Event, Warned, percents
 from hatcli.recipes.confusion_file import confusion_of, save_confusion, write_class_table
 from hatcli.recipes.data_show import sheet_of, tiles_of
 from hatcli.recipes.data_source import Source
@@ -51,8 +51,14 @@ class RunPictures:
         """Keep a batch as the first one."""
         self._batch = batch
 
-    def following(self, events: Iterator[Event]) -> Iterator[Event]:
-        """The events of a training; pictures are drawn as it goes on."""
+    def following(
+        self, events: Iterator[Event], is_saved_as_best: Callable[[int], bool]
+    ) -> Iterator[Event]:
+        """The events of a training; pictures are drawn as it goes on.
+
+        Args:
+            is_saved_as_best: tells of an epoch, once its event was handled.
+        """
         if not is_main():
             yield from events
             return
@@ -60,9 +66,9 @@ class RunPictures:
             if self._batch is not None:
                 yield from self._draw_batch(self._batch)
                 self._batch = None
-            if isinstance(event, EpochDone) and event.is_best:
-                yield from self._draw_confusion(event)
             yield event
+            if isinstance(event, EpochDone) and event.is_best and is_saved_as_best(event.epoch):
+                yield from self._draw_confusion(event)
 
     def _draw_batch(self, batch: LoadedBatch) -> Iterator[Event]:
         """plots/first_batch.png: augmented and mixed, as it goes to the batch transforms."""
@@ -83,7 +89,7 @@ class RunPictures:
         if found is None:
             return
         confusion, names = found
-        figures = ", ".join(f"{name} {value:.2f}" for name, value in headline(event.val).items())
+        figures = percents(event.val, ", ")
         title = f"{self._title}, epoch {event.epoch} (the best so far): {figures}"
         try:
             save_confusion(self._run.path, self._metric)

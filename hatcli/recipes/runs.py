@@ -9,7 +9,8 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -62,9 +63,10 @@ class RunFolder:
 
     def describe(self, config: Config, command: Iterable[str], environment: dict[str, Any]) -> None:
         """Write config.py, args.txt and env.json."""
-        (self.path / "config.py").write_text(show_config(config), encoding="utf-8")
-        (self.path / "args.txt").write_text(" ".join(command) + "\n", encoding="utf-8")
-        write_json(self.path / "env.json", environment)
+        with _explained(self.path):
+            (self.path / "config.py").write_text(show_config(config), encoding="utf-8")
+            (self.path / "args.txt").write_text(" ".join(command) + "\n", encoding="utf-8")
+            write_json(self.path / "env.json", environment)
 
     def checkpoint_path(self, step: str, which: str) -> Path:
         """Path of the "best" or "last" checkpoint of a step."""
@@ -72,17 +74,19 @@ class RunFolder:
 
     def record_start(self, metrics: Mapping[str, float]) -> None:
         """Add what a training starts with as epoch 0 to metrics.jsonl and results.csv."""
-        self._append({"epoch": 0, **_validation_columns(metrics)})
+        with _explained(self.path):
+            self._append({"epoch": 0, **_validation_columns(metrics)})
 
     def record(self, event: Event) -> None:
         """Add an event to train.log, and an epoch to metrics.jsonl and results.csv."""
         if isinstance(event, Progress):
             return
-        if isinstance(event, EpochDone):
-            self._record_epoch(event)
-        self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {event}\n")
-        self._log.flush()
-        self._board.record(event)
+        with _explained(self.path):
+            if isinstance(event, EpochDone):
+                self._record_epoch(event)
+            self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {event}\n")
+            self._log.flush()
+            self._board.record(event)
 
     def forget_after(self, epoch: int) -> None:
         """Drop the epochs that a resumed run will do again from metrics.jsonl and results.csv."""
@@ -93,9 +97,10 @@ class RunFolder:
 
     def close(self) -> None:
         """Let others write here."""
-        self._log.close()
-        self._board.close()
-        self._lock.close()
+        with ExitStack() as stack:  # all are closed, whichever of them fails
+            stack.enter_context(_explained(self.path))
+            for one in (self._lock, self._board, self._log):
+                stack.callback(one.close)
 
     def _record_epoch(self, event: EpochDone) -> None:
         row = {
@@ -243,6 +248,24 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A JSON file; NaN, which JSON has not, becomes null."""
     path.write_text(json.dumps(_json_value(document), indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _explained(run: Path) -> Iterator[None]:
+    """Tell of a run folder that can't be written.
+
+    Raises:
+        HatError: it is gone, or its disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not run.is_dir():
+            raise HatError(f"{run}: the run folder is gone while the run writes to it") from error
+        raise HatError(
+            f"{run}: cannot write to it: {error.strerror or error}",
+            f"free some space; go on with: hat train --resume-from {run}",
+        ) from error
 
 
 def _validation_columns(metrics: Mapping[str, float]) -> dict[str, Any]:

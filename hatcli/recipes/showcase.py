@@ -104,7 +104,7 @@ class Showcase:
             shown = label[:height, :width].copy()
             shown[~counted[:height, :width]] = 255
             lines = [
-                f"mIoU {score:.1f}, {100 * hits.sum() / pairs.sum():.1f} % of the pixels right"
+                f"mIoU {score:.1f} %, {100 * hits.sum() / pairs.sum():.1f} % of the pixels right"
             ]
             return Shown(
                 shrunk(_as_picture(image)[:height, :width]),

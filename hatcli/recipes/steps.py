@@ -131,6 +131,11 @@ def find_predecessor(
     if found:
         kind = max(found, key=lambda kind: run_time(found[kind]))
         file = checkpoint_in(found[kind], kind)
+        if not file.is_file():
+            raise UsageError(
+                f"{found[kind]}: the newest {kind} run, has no best checkpoint yet",
+                f"go on with it: hat train --resume-from {found[kind]}; or name another by --ckpt",
+            )
         return file, f"starting from {file} (the newest {' or '.join(COMES_FROM[step])} run)"
     float_run = newest_run(name, "float", root)
     if float_run is None:

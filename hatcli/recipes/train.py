@@ -23,14 +23,23 @@ from hatcli.engine.meter import NonFinite
 from hatcli.engine.training import FitSettings, Training
 from hatcli.engine.weights import fingerprint, load_foreign_weights
 from hatcli.errors import StoppedBySignal
-from hatcli.events import EpochDone, Event, Job, Note, StepDone, headline
-from hatcli.recipes.build import build_loader, build_loss, build_model, deployed
+from hatcli.events import EpochDone, Event, Job, Note, StepDone, Warned, percents
+from hatcli.recipes.build import (
+    HEAD_HINT,
+    SEVERAL_HEADS,
+    build_loader,
+    build_loss,
+    build_model,
+    deployed,
+    lacks_head,
+)
 from hatcli.recipes.confusion_file import save_confusion
+from hatcli.recipes.crop_sizes import require_sizes
 from hatcli.recipes.faults import explain
-from hatcli.recipes.keeper import Keeper, saved_if_data_fails
+from hatcli.recipes.keeper import Keeper, saved_if_data_fails, scored_best
 from hatcli.recipes.resume import restarted, restore
 from hatcli.recipes.run_pictures import RunPictures
-from hatcli.recipes.runs import RunFolder, read_metrics, write_json
+from hatcli.recipes.runs import RunFolder, write_json
 from hatcli.recipes.teacher import with_teacher
 from hatcli.recipes.workbench import (
     StepResult,
@@ -125,7 +134,10 @@ def train_float(
     bench = open_workbench(config, place)
     model = build_model(config)
     deployed(model, config)  # a head that isn't there is refused now, not at the first validation
-    notes = []
+    require_sizes(config, model)
+    notes: list[Event] = []
+    if lacks_head(model, config):
+        notes.append(Warned(f"{SEVERAL_HEADS}; {HEAD_HINT}"))
     if weights is not None:
         load_foreign_weights(model, weights)
         notes.append(Note(f"weights: {weights} (SHA-256 {fingerprint(weights)}...)"))
@@ -208,7 +220,8 @@ def train(
             forward=_forward(config, training, settings),
             teacher=start.teacher,
         )
-        events = saved_if_data_fails(pictures.following(events), keeper, start.content)
+        events = pictures.following(events, keeper.has_saved_as_best)
+        events = saved_if_data_fails(events, keeper, start.content)
         yield from _recorded_and_kept(events, run, keeper, start, settings)
         return (yield from _finish(bench, start, keeper))
 
@@ -356,8 +369,7 @@ def _score_start(bench: Workbench, start: Start, keeper: Keeper) -> Iterator[Eve
     keeper.run.record_start(metrics)
     from_main(lambda: save_confusion(keeper.run.path, bench.metric))
     yield from recorded(keeper.run, keeper.keep(metrics, is_best=True, extra=start.content()))
-    figures = "   ".join(f"{name} {value:.2f}" for name, value in headline(metrics).items())
-    yield from recorded(keeper.run, [Note(f"at the start: {figures}")])
+    yield from recorded(keeper.run, [Note(f"at the start: {percents(metrics)}")])
 
 
 def _finish(bench: Workbench, start: Start, keeper: Keeper) -> Generator[Event, None, StepResult]:
@@ -369,15 +381,8 @@ def _finish(bench: Workbench, start: Start, keeper: Keeper) -> Generator[Event, 
     run, training, best_by = keeper.run, start.training, bench.metric.best_by
     from_main(keeper.require_saved)
     from_main(lambda: write_curves(run.path / "plots" / "curves.png", training.history))
-    rows = from_main(lambda: read_metrics(run.path))
-    scored = [row for row in rows if row.get(f"val/{best_by}") is not None]
-    chosen = max(scored, key=lambda row: row[f"val/{best_by}"], default={})
-    metrics = {
-        name.removeprefix("val/"): math.nan if value is None else value
-        for name, value in chosen.items()
-        if name.startswith("val/")
-    }
-    if chosen.get("epoch") == 0:
+    epoch, metrics = from_main(lambda: scored_best(keeper.best, best_by))
+    if epoch == 0:
         kept = Note("no epoch was better than the start, which stays the best checkpoint")
         yield from recorded(run, [kept])
     return finish_step(
@@ -387,5 +392,5 @@ def _finish(bench: Workbench, start: Start, keeper: Keeper) -> Generator[Event, 
         metrics,
         (keeper.best, keeper.last),
         lineage=start.lineage,
-        more={"epochs": training.epoch, "best_epoch": chosen.get("epoch")},
+        more={"epochs": training.epoch, "best_epoch": epoch},
     )

@@ -7,7 +7,7 @@ from hatcli.config import Config
 from hatcli.data.loader import SampleSource
 from hatcli.engine.checkpoint import save_checkpoint
 from hatcli.engine.distributed import is_main
-from hatcli.events import Note, headline
+from hatcli.events import Note, percents
 from hatcli.quantize.findings import Finding
 from hatcli.recipes.predecessor import Predecessor
 from hatcli.recipes.runs import RunFolder
@@ -47,8 +47,7 @@ def finish_untrained(
     }
     if is_main():
         save_checkpoint(best, content)
-    figures = "   ".join(f"{name} {value:.2f}" for name, value in headline(metrics).items())
-    run.record(Note(f"at the end: {figures}"))
+    run.record(Note(f"at the end: {percents(metrics)}"))
     return finish_step(
         run,
         step,

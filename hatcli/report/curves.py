@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hatcli.report.pictures import write_png
 
 SIZE = (10.0, 4.0)  # inches
 DPI = 120
+
+Points = NDArray[np.float64]
 
 
 def write_curves(
@@ -21,6 +24,8 @@ def write_curves(
     title: str = "",
 ) -> None:
     """Write a PNG with the loss on the left and the metrics, in percent, on the right.
+
+    A metric that hides another, because both are equal throughout, is left out.
 
     Args:
         path: its folder is made if it is missing.
@@ -61,19 +66,20 @@ def _draw(
     """Draw one line for each name that has a value, with its last value in the legend."""
     from matplotlib.ticker import MaxNLocator
 
+    drawn: list[Points] = []
     for name in names:
-        points = [
-            (row["epoch"], value)
-            for row in history
-            if (value := row.get(name)) is not None and math.isfinite(value)
-        ]
-        if points:
-            epochs, values = zip(*points, strict=True)
+        points = _points(history, name)
+        if len(points) and not any(_is_alike(points, one) for one in drawn):
+            drawn.append(points)
             marker = "o" if len(points) <= 40 else ""
-            axes.plot(
-                epochs, values, marker=marker, markersize=3, label=f"{name} {values[-1]:{form}}"
-            )
+            label_in_legend = f"{name} {points[-1, 1]:{form}}"
+            axes.plot(*points.T, marker=marker, markersize=3, label=label_in_legend)
     if axes.lines:
+        every = np.concatenate(drawn)
+        last = max(row["epoch"] or 0 for row in history)
+        axes.set_xlim(0, 1.04 * last)  # the same for both, though not each epoch is validated
+        if 0 <= every[:, 1].min() < every[:, 1].max() / 2:
+            axes.set_ylim(bottom=0)
         axes.legend(frameon=False)
     else:
         axes.text(0.5, 0.5, "no values", ha="center", transform=axes.transAxes)
@@ -81,3 +87,14 @@ def _draw(
     axes.set_title(label, fontsize="medium")
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _points(history: Sequence[Mapping[str, float | None]], name: str) -> Points:
+    """(N, 2): epochs, and values that are finite."""
+    pairs = [(row["epoch"], row.get(name)) for row in history]
+    known = [pair for pair in pairs if pair[1] is not None and math.isfinite(pair[1])]
+    return np.asarray(known, np.float64).reshape(-1, 2)
+
+
+def _is_alike(points: Points, others: Points) -> bool:
+    return len(points) == len(others) and np.allclose(points, others, rtol=1e-9, atol=0)

@@ -33,9 +33,9 @@ def layer_table(document: Mapping[str, Any]) -> Markup | None:
     exact = [layer.get(key) for layer in layers for key in ("sqnr", "alone_sqnr")]
     top = max([40.0, *filter(_finite, exact)])
     has_metric = any(layer.get("alone_metric") is not None for layer in layers)
-    alone = f"{document.get('best_by') or 'metric'} alone"
+    alone = f"{document.get('best_by') or 'metric'} alone, %"
     columns = [Column("rank", True), Column("layer"), Column("alone, dB"), Column("SQNR, dB")]
-    columns += [Column(alone, True), Column("against float", True)] if has_metric else []
+    columns += [Column(alone, True), Column("against float, points", True)] if has_metric else []
     columns += [Column("precision", True), Column("cause")]
     rows: list[list[Cell | str]] = []
     for rank, layer in enumerate(layers, 1):
@@ -133,7 +133,8 @@ def _article(
             pairs += [(title, f"{_decibels(layer[key])}, {what}")]
     if layer.get("alone_metric") is not None:
         cell = differences(layer["alone_metric"], start)
-        text = (number(layer["alone_metric"], ".2f"), " (", cell.content, ")")
+        change = (", ", cell.content, " points against float") if cell.content else ()
+        text = (number(layer["alone_metric"], ".2f"), " %", *change)
         pairs += [("metric alone", Markup.joined(text))]
     pairs += [("precision", _precision(layer))]
     for title, low, high in (

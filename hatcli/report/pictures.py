@@ -18,6 +18,7 @@ Palette = Sequence[tuple[int, int, int]]
 
 GAP = 4  # white pixels between two panels
 TEXT = 14  # height of the text in a legend, in pixels
+IGNORED = "ignored"  # what a legend calls the black of pixels that are no class
 
 
 def colorize(label: LabelMap, palette: Palette) -> Picture:
@@ -71,7 +72,8 @@ def side_by_side(
         image: (H, W, 3) uint8 RGB.
         prediction: class indices of any size, such as (H / 4, W / 4); enlarged to the nearest.
         label: the same; None = two panels only.
-        names: of the classes, for a legend of those that occur; None = no legend.
+        names: of the classes, for a legend of those that occur, and for titles above the panels;
+            None = neither.
 
     Returns:
         (H or more, 2 or 3 times W and gaps, 3) uint8.
@@ -86,7 +88,28 @@ def side_by_side(
     if names is None:
         return picture
     shown = np.unique(np.concatenate([_classes(indices, palette).ravel() for indices in maps]))
-    return with_legend(picture, palette, names, shown=shown[shown < len(palette)].tolist())
+    titled = with_titles(picture, ["image", "prediction", "label"][: len(maps) + 1])
+    return with_legend(titled, palette, names, shown=shown.tolist())
+
+
+def with_titles(picture: Picture, titles: Sequence[str]) -> Picture:
+    """A picture of panels side by side with a title above each.
+
+    Args:
+        picture: (H, W, 3) uint8, of as many panels as titles, of one width, `GAP` pixels apart.
+
+    Returns:
+        (H and the titles, W, 3) uint8.
+    """
+    font = ImageFont.load_default(TEXT)
+    width = (picture.shape[1] + GAP) // len(titles) - GAP
+    above = Image.new("RGB", (picture.shape[1], TEXT + 12), (255, 255, 255))
+    for place, title in enumerate(titles):
+        words = Image.new("RGB", (width, above.height), (255, 255, 255))  # cut at its panel's end
+        middle = (4, above.height // 2)
+        ImageDraw.Draw(words).text(middle, title, fill=(0, 0, 0), font=font, anchor="lm")
+        above.paste(words, (place * (width + GAP), 0))
+    return np.concatenate([np.asarray(above), picture])
 
 
 def with_legend(
@@ -100,15 +123,17 @@ def with_legend(
 
     Args:
         picture: (H, W, 3) uint8.
-        shown: which classes to name; None = all.
+        shown: which classes to name, with the number behind the last for what is no class; None =
+            all classes.
 
     Returns:
         (H and the legend, W, 3) uint8; names that don't fit into one row go to the next.
     """
     font = ImageFont.load_default(TEXT)
+    called, colors = [*names, IGNORED], [*map(tuple, palette), (0, 0, 0)]
     places, x, y = [], 0, 0
     for index in range(len(names)) if shown is None else shown:
-        width = TEXT + 6 + int(font.getlength(names[index])) + 14
+        width = TEXT + 6 + int(font.getlength(called[index])) + 14
         if x and x + width > picture.shape[1]:
             x, y = 0, y + TEXT + 8
         places.append((x, y, index))
@@ -117,9 +142,9 @@ def with_legend(
     draw = ImageDraw.Draw(below)
     for left, top, index in places:
         square = (left + 4, top + 6, left + 4 + TEXT, top + 6 + TEXT)
-        draw.rectangle(square, fill=tuple(palette[index]), outline=(0, 0, 0))
+        draw.rectangle(square, fill=colors[index], outline=(0, 0, 0))
         middle = (left + TEXT + 10, top + 6 + TEXT // 2)
-        draw.text(middle, names[index], fill=(0, 0, 0), font=font, anchor="lm")
+        draw.text(middle, called[index], fill=(0, 0, 0), font=font, anchor="lm")
     return np.concatenate([picture, np.asarray(below)])
 
 

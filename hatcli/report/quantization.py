@@ -24,6 +24,8 @@ from hatcli.report.steps import is_finite, steps_table
 
 Document = Mapping[str, Any]
 
+NOISE = 0.1  # points; a loss below it says nothing of a model
+
 _FLOAT_LAYER = ("operator", "why", "remedy")
 
 
@@ -62,6 +64,18 @@ def write_report(path: Path, document: dict[str, Any]) -> None:
     write_page(path, f"Quantization of {name}", _lead(document), sections)
 
 
+def lost_by_integers(document: Document) -> float | None:
+    """Points that the integers lose to float before any layer is raised; None = not measured.
+
+    Args:
+        document: what quantize.json holds.
+    """
+    best_by = document.get("best_by")
+    scores = {s["step"]: s["metrics"].get(best_by) for s in document.get("steps") or []}
+    before, after = scores.get("float"), scores.get("int_infer")
+    return before - after if is_finite(before) and is_finite(after) else None
+
+
 def _lead(document: Document) -> Markup:
     """What the model is, the verdict in a sentence, and the layer that costs the most."""
     target = document.get("target")
@@ -73,7 +87,9 @@ def _lead(document: Document) -> Markup:
     lines = [element("p", ", ".join(about), class_="quiet")] if about else []
     lines.append(element("p", *_verdict(document), class_="verdict"))
     if layers:
-        lines.append(element("p", *_blame(layers[0])))
+        lost = lost_by_integers(document)
+        is_harmless = lost is not None and lost < NOISE
+        lines.append(element("p", *_blame(layers[0], is_harmless=is_harmless)))
     return Markup.joined(lines)
 
 
@@ -88,12 +104,12 @@ def _verdict(document: Document) -> list[str]:
     before, after = start["metrics"][best_by], end["metrics"][best_by]
     lost = before - after
     if round(lost, 2) > 0:
-        text = f"{best_by} goes from {number(before, '.2f')} in float to {number(after, '.2f')} "
-        text += f"at the step {end['step']}: "
-        said = [text, element("strong", number(lost, ".2f")), " lost"]
+        text = f"{best_by} goes from {number(before, '.2f')} % in float "
+        text += f"to {number(after, '.2f')} % at the step {end['step']}: "
+        said = [text, element("strong", f"{number(lost, '.2f')} points"), " lost"]
     else:
-        text = f"{best_by} is {number(after, '.2f')} at the step {end['step']}, "
-        rest = f" against {number(before, '.2f')} in float"
+        text = f"{best_by} is {number(after, '.2f')} % at the step {end['step']}, "
+        rest = f" against {number(before, '.2f')} % in float"
         said = [text, element("strong", "nothing lost"), rest]
     limit = (document.get("search") or {}).get("max_drop")
     if limit is None:
@@ -102,12 +118,16 @@ def _verdict(document: Document) -> list[str]:
     return [*said, f", {fits} the {number(limit, '.2f')} allowed."]
 
 
-def _blame(layer: Document) -> list[str]:
+def _blame(layer: Document, *, is_harmless: bool) -> list[str]:
     cause, remedy = layer.get("cause"), layer.get("remedy")
+    if is_harmless and not layer.get("is_fault"):
+        remedy = ""
     said = ["The layer that costs the most: ", code(layer["name"])]
     said.append(f". {_sentence(cause)}" if cause else ".")
     if remedy:
         said.append(f" What to do: {_sentence(remedy, capital=False)}")
+    if is_harmless:
+        said.append(" No layer needs more bits.")
     return said
 
 
@@ -121,14 +141,14 @@ def _search(document: Document) -> Markup | None:
         return None
     raised = search.get("raised") or []
     limit, tried, metric = (search.get(name) for name in ("max_drop", "tried", "metric"))
-    said = [f"Allowed loss: {number(limit, '.2f')}. "] if limit is not None else []
+    said = [f"Allowed loss: {number(limit, '.2f')} points. "] if limit is not None else []
     if raised:
         said.append(f"Raised to higher precision: {len(raised)}")
     else:
         met = search.get("met", True)
         said.append("No layer has to be raised" if met else "No set of layers was found")
     if metric is not None:
-        said.append(f", which gives {number(metric, '.2f')}" if raised else "")
+        said.append(f", which gives {number(metric, '.2f')} %" if raised else "")
     said.append(f" (models tried: {tried})." if tried else ".")
     items = [element("li", code(name), f" {how}".rstrip()) for name, how in map(_raised, raised)]
     parts = [element("p", *said), element("ol", *items) if items else ""]

@@ -77,7 +77,9 @@ def write_run_report(path: Path, document: Document) -> None:
 
 
 def duration(seconds: float) -> str:
-    """'42 s', '4 min 42 s', '3 h 05 min', '2 d 04 h'."""
+    """'under 1 s', '42 s', '4 min 42 s', '3 h 05 min', '2 d 04 h'."""
+    if seconds < 1:
+        return "under 1 s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -96,14 +98,14 @@ def _lead(document: Document) -> Markup:
         if "." not in name and name != document.get("best_by")
     }
     if others:
-        text = ", ".join(f"{name} {number(value, '.2f')}" for name, value in others.items())
+        text = ", ".join(f"{name} {_percent(value)}" for name, value in others.items())
         lines.append(element("p", f"Also: {text}."))
     when = _when(document)
     if when:
         lines.append(element("p", when))
     again = (document.get("scored_again") or {}).get(document.get("best_by"))
     if is_finite(again):
-        text = f"Scored again for the classes and pictures below: {number(again, '.2f')}."
+        text = f"Scored again for the classes and pictures below: {_percent(again)}."
         lines.append(element("p", text, class_="quiet"))
     if document.get("about"):
         lines.append(element("p", str(document["about"]), class_="quiet"))
@@ -117,7 +119,7 @@ def _verdict(document: Document) -> list[str]:
     value = (document.get("metrics") or {}).get(best_by)
     if not is_finite(value):
         return [f"No {best_by} was measured."]
-    said = [f"{best_by} ", element("strong", number(value, ".2f"))]
+    said = [f"{best_by} ", element("strong", _percent(value))]
     if document.get("best_epoch") == 0:
         said.append(", which is that of the start: no epoch was better")
     elif document.get("best_epoch") is not None:
@@ -130,8 +132,12 @@ def _verdict(document: Document) -> list[str]:
             said.append(", the same as in float")
         else:
             how = "more" if change > 0 else "less"
-            said.append(f", {number(abs(change), '.2f')} {how} than in float")
+            said.append(f", {number(abs(change), '.2f')} points {how} than in float")
     return [*said, "."]
+
+
+def _percent(value: float | None) -> str:
+    return number(value, ".2f") if value is None else f"{number(value, '.2f')} %"
 
 
 def _planned(document: Document) -> str:
@@ -245,7 +251,7 @@ def _quantization(document: Document) -> Markup | None:
     scored = [s for s in found.get("steps") or [] if is_finite(s["metrics"].get(best_by))]
     parts = []
     if scored:
-        text = ", ".join(f"{s['step']} {number(s['metrics'][best_by], '.2f')}" for s in scored)
+        text = ", ".join(f"{s['step']} {_percent(s['metrics'][best_by])}" for s in scored)
         parts.append(element("p", f"{best_by} of hat quantize: {text}."))
     worst = (found.get("layers") or [])[:_DAMAGE_ROWS]
     if worst:

@@ -29,9 +29,9 @@ def steps_table(
     top = max([100.0, *known]) if known and max(known) > 1 else 1.0
     columns = [
         Column("step"),
-        Column(best_by),
-        *(Column(name, is_number=True) for name in names if name != best_by),
-        Column("against float", is_number=True),
+        Column(f"{best_by}, %"),
+        *(Column(f"{name}, %", is_number=True) for name in names if name != best_by),
+        Column("against float, points", is_number=True),
         *([Column("run")] if has_runs else []),
     ]
     rows: list[list[Cell | str]] = []

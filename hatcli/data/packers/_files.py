@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from hatcli.disk import size_text
-from hatcli.errors import DataError
+from hatcli.errors import DataError, start_of
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_ZIP_RATIO = 200  # pictures hardly shrink; a bomb does by 1000
@@ -202,7 +202,7 @@ def _what_instead_of_zip(path: Path) -> str:
         return f"cannot be read ({error.strerror})"
     if head.startswith(b"PK"):
         return "zip archive is cut or damaged; download it again"
-    return f"not a zip archive (starts with {head!r})" if head else "not a zip archive (empty)"
+    return f"not a zip archive ({start_of(head)})" if head else "not a zip archive (empty)"
 
 
 def shown(name: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hatcli.data.packers._headers import PNG_MAGIC, glance
-from hatcli.errors import DataError, UsageError
+from hatcli.errors import DataError, UsageError, start_of
 
 MAX_PIXELS = 100_000_000
 
@@ -257,7 +257,7 @@ def open_image(data: bytes, where: str, max_pixels: int | None) -> Image.Image:
         except UnidentifiedImageError as error:
             if data.startswith(PNG_MAGIC):
                 _check_png(data, where)
-            raise DataError(f"not an image (starts with {data[:8]!r}): {where}") from error
+            raise DataError(f"not an image ({start_of(data[:8])}): {where}") from error
         except _DECODE_ERRORS as error:
             raise DataError(f"{_damage(error)}: {where}") from error
     _check_size(image.width * image.height, where, max_pixels)

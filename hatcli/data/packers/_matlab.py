@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from hatcli.errors import DataError
+from hatcli.errors import DataError, start_of
 
 MAX_BYTES = 64 * 2**20  # of all that is decompressed; the published meta.mat has 1 MB
 
@@ -86,7 +86,7 @@ def _matrices(data: bytes) -> Iterator[_Matrix]:
 def _byte_order(data: bytes) -> str:
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None:
-        raise _Damaged(f"not a MAT-file of level 5 (starts with {data[:8]!r})")
+        raise _Damaged(f"not a MAT-file of level 5 ({start_of(data[:8])})")
     version = struct.unpack_from(order + "H", data, 124)[0] >> 8
     if version != 1:
         raise _Damaged(f"not a MAT-file of level 5 (its version is {version})")

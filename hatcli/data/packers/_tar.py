@@ -13,7 +13,7 @@ from pathlib import Path
 from hatcli.data.packers._files import MAX_FILE_BYTES, shown
 from hatcli.data.packers._members import Member
 from hatcli.disk import size_text
-from hatcli.errors import DataError
+from hatcli.errors import DataError, start_of
 
 _BLOCK = 512
 _MAX_NOTE_BYTES = 2**20  # a long name, or a pax header
@@ -222,7 +222,7 @@ class _Walk:
 
     def _no_tar(self) -> DataError:
         head = self._read_at(self._start, min(8, self._end - self._start))
-        what = f"starts with {head!r}" if head else "empty"
+        what = start_of(head) if head else "empty"
         return DataError(f"not a tar archive ({what}): {self._where}", _HINT)
 
 

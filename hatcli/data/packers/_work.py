@@ -242,7 +242,7 @@ def _work(given: Connection, connection: Connection) -> None:
     keep_freed_memory()
     try:
         task, indices = given.recv()
-    except EOFError:
+    except (EOFError, OSError):  # nothing of it came, or a part
         os._exit(1)  # the main process was killed, or couldn't hand it over
     made: queue.Queue[_Made | None] = queue.Queue(_AHEAD_PER_WORKER)
     sender = threading.Thread(target=_send_all, args=(made, connection))
