@@ -39,7 +39,7 @@ from hatcli.data.transforms.crop import RandomCrop
 from hatcli.data.transforms.flip import RandomFlip
 from hatcli.data.transforms.scale import RandomScale
 from hatcli.data.transforms.scale_crop_flip import RandomScaleCropFlip
-from hatcli.recipes.pack import pack
+from hatcli.recipes.packing.pack import pack
 
 COUNT, BATCH, ROUNDS = 8, 4, 7
 WIDTH, HEIGHT, TILE = 2048, 1024, (640, 480)

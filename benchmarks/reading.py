@@ -37,7 +37,7 @@ from hatcli.data.loader import Loader
 from hatcli.data.transforms.batch import Normalize, RgbToYuv444
 from hatcli.data.transforms.flip import RandomFlip
 from hatcli.data.transforms.resized_crop import RandomResizedCrop
-from hatcli.recipes.pack import pack
+from hatcli.recipes.packing.pack import pack
 
 simplejpeg = jpeg.simplejpeg
 

@@ -23,7 +23,7 @@ from hatcli.config import Config, load_config
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.events import finish
 from hatcli.recipes.check import check_config
-from hatcli.recipes.train import train_float
+from hatcli.recipes.training.train import train_float
 
 RECIPES = ("unet", "unet_augmented")
 CROP = (320, 384)

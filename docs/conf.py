@@ -20,7 +20,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "hat_docs",
 ]
-exclude_patterns = ["examples", "_ext", "how-to/deploy/*.md"]
+exclude_patterns = ["examples", "_ext", "how-to/deploy/*.md", "gallery/index.rst"]
 language = "en"
 smartquotes = False  # two hyphens begin an option
 
@@ -49,7 +49,7 @@ sphinx_gallery_conf = {
     "image_scrapers": ("matplotlib",),
     "download_all_examples": False,
     "show_memory": False,
-    "min_reported_time": 0,
+    "min_reported_time": 3600,  # how long one machine took tells a reader nothing
     "show_signature": False,
     "write_computation_times": False,
     "reset_modules": (),
@@ -57,6 +57,7 @@ sphinx_gallery_conf = {
 
 html_theme = "furo"
 html_title = "hat"
+templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["hat.css"]
 html_js_files = [("hat.js", {"defer": "defer"})]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = ["hatcli.recipes.journey", "hatcli.cli.train", "hatcli.cli.pack"]
+PRELOADED = ["hatcli.recipes.training.journey", "hatcli.cli.train", "hatcli.cli.pack"]
 _CONTEXT.set_forkserver_preload(PRELOADED)
 
 

@@ -1,4 +1,4 @@
-"""A user's module with a data set and a loss that fail on demand, and a config for them."""
+"""A user's module with a dataset and a loss that fail on demand, and a config for them."""
 
 import os
 import resource

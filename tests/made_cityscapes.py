@@ -11,7 +11,7 @@ from PIL import Image
 
 from hatcli.data.classes import CITYSCAPES
 from hatcli.events import finish
-from hatcli.recipes.pack import PackResult, pack
+from hatcli.recipes.packing.pack import PackResult, pack
 
 CITIES = {
     "train": ("aachen", "bochum", "zurich"),

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hatcli.events import finish
-from hatcli.recipes.pack import PackResult, pack
+from hatcli.recipes.packing.pack import PackResult, pack
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"

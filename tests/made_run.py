@@ -9,7 +9,7 @@ import torch
 
 from hatcli.export.metadata import append_metadata, seal
 from hatcli.metrics.mean_iou import MeanIoU
-from hatcli.recipes.runs import checkpoint_in, write_json
+from hatcli.recipes.runs.folder import checkpoint_in, write_json
 
 NAMES = ["road", "car", "sky"]
 COUNTS = np.array([[90, 10, 0, 0], [30, 60, 5, 5], [0, 0, 0, 0]])

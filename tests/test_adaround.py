@@ -17,7 +17,7 @@ from hatcli.quantize.prepare import prepare
 from hatcli.quantize.quantizers import set_mode
 from hatcli.quantize.rounding import Problem, learn_codes
 from hatcli.quantize.spec import AdaRoundSpec, read_spec
-from hatcli.recipes.calibrate import calibrate_graph
+from hatcli.recipes.training.calibrate import calibrate_graph
 
 QUICK = AdaRoundSpec(iterations=150)
 

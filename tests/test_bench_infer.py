@@ -11,8 +11,8 @@ from hatcli.cli import run
 from hatcli.cli._bench_infer import _show
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.errors import HatError
-from hatcli.recipes.bench_infer import BenchRow, InferBench, _Child, _spread
-from hatcli.recipes.model_file import open_model_file
+from hatcli.recipes.bench.infer import BenchRow, InferBench, _Child, _spread
+from hatcli.recipes.scoring.model_file import open_model_file
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from test_cli import probe
 from tiny_nets import Halve, randomize_norms
 from torch import nn
 
-import hatcli.recipes.export
+import hatcli.recipes.exporting.export
 from hatcli import __version__
 from hatcli.cli import run
 from hatcli.config import from_values, show_config
@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
     """An empty current folder, and batch transforms that don't depend on the shipped ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        hatcli.recipes.export, "build_batch_transforms", lambda _: nn.Sequential(Halve())
+        hatcli.recipes.exporting.export, "build_batch_transforms", lambda _: nn.Sequential(Halve())
     )
     return tmp_path
 
@@ -242,7 +242,7 @@ def test_a_file_is_replaced_when_asked_for(folder):
 
 
 def test_a_wrong_weight_in_the_graph_exits_3_and_keeps_the_old_file(folder, monkeypatch, capsys):
-    export = hatcli.recipes.export.export_onnx
+    export = hatcli.recipes.exporting.export.export_onnx
 
     def export_wrongly(*arguments, **settings):
         exported = export(*arguments, **settings)
@@ -251,7 +251,7 @@ def test_a_wrong_weight_in_the_graph_exits_3_and_keeps_the_old_file(folder, monk
         bias.CopyFrom(onnx.numpy_helper.from_array(wrong, bias.name))
         return exported
 
-    monkeypatch.setattr(hatcli.recipes.export, "export_onnx", export_wrongly)
+    monkeypatch.setattr(hatcli.recipes.exporting.export, "export_onnx", export_wrongly)
     (folder / "tiny.onnx").write_bytes(b"old")
     assert run(["export", "--ckpt", str(checkpoint(folder)), "--overwrite"]) == 3
     assert "first at node down/Conv" in capsys.readouterr().err

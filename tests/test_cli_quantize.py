@@ -13,7 +13,7 @@ from hatcli.cli import run
 from hatcli.cli.quantize import _advice, _show
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.quantize.analysis.sensitivity import LayerDamage
-from hatcli.recipes.quantize import QuantizeResult
+from hatcli.recipes.quantizing.quantize import QuantizeResult
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -17,7 +17,7 @@ from hatcli.data.packs.reader import open_pack
 from hatcli.errors import ConfigError, DataError
 from hatcli.metrics import METRICS
 from hatcli.metrics.coco_ap import NAMES, CocoAP
-from hatcli.recipes.pack import pack
+from hatcli.recipes.packing.pack import pack
 
 pytest.importorskip("faster_coco_eval")
 pycocotools = pytest.importorskip("pycocotools")

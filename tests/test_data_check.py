@@ -13,9 +13,9 @@ from hatcli.data.facts import Rules, Totals, facts_of, look_at
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import DataError
 from hatcli.events import finish
-from hatcli.recipes.data_check import check_sources
-from hatcli.recipes.data_source import Source
-from hatcli.recipes.pack import pack
+from hatcli.recipes.data.check import check_sources
+from hatcli.recipes.data.source import Source
+from hatcli.recipes.packing.pack import pack
 
 HEIGHT, WIDTH = 6, 8
 RULES = Rules(num_classes=3)
@@ -227,7 +227,7 @@ def test_a_model_of_fewer_classes_is_told(streets, tmp_path, capsys):
     kinds = {one["kind"]: one for one in json.loads(shown.out)["findings"] if one["wrong"]}
     assert set(kinds) == {"illegal label", "number of classes"}
     assert kinds["illegal label"]["count"] == 3
-    assert kinds["number of classes"]["text"] == "the data set has 19 classes, the model 7"
+    assert kinds["number of classes"]["text"] == "the dataset has 19 classes, the model 7"
     assert "2 kinds of faults" in shown.err
 
 

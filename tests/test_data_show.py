@@ -13,8 +13,8 @@ from hatcli.data.datasets.cityscapes import Cityscapes
 from hatcli.data.loader import Batch, Loader
 from hatcli.data.transforms.flip import RandomFlip
 from hatcli.events import finish
-from hatcli.recipes.data_show import tiles_of
-from hatcli.recipes.pack import pack
+from hatcli.recipes.data.show import tiles_of
+from hatcli.recipes.packing.pack import pack
 from hatcli.report.boxes import DISTINCT, _find_room, distinct_palette, draw_boxes, ink_on
 from hatcli.report.sheet import WIDTH, Tile, contact_sheet, shortened
 
@@ -199,7 +199,7 @@ def test_augmented_boxes_move_with_the_pixels(tmp_path, capsys):
     finish(pack("voc", tmp_path, tmp_path, "train", num_workers=0, year="2007"))
     from hatcli.data.classes import VOC_CLASSES, voc_color
     from hatcli.data.datasets.voc import VOCDetection
-    from hatcli.recipes.data_source import open_sources
+    from hatcli.recipes.data.source import open_sources
 
     _, (source,) = open_sources([str(tmp_path / "train_lmdb")], [], None)
     dataset = VOCDetection("train_lmdb", root=tmp_path)

@@ -24,7 +24,7 @@ from hatcli.engine.evaluation import require_merging
 from hatcli.engine.place import find_place
 from hatcli.errors import HatError, UsageError
 from hatcli.recipes.faults import explain
-from hatcli.recipes.launch import _code_of, _for_one, devices_in
+from hatcli.recipes.training.launch import _code_of, _for_one, devices_in
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("one_thread")]
 SETTINGS = ["fit.log_every=1", "fit.ema_decay=0.9"]

@@ -10,9 +10,10 @@ import pytest
 from hatcli.cli import doctor as command
 from hatcli.cli import run
 from hatcli.errors import CheckFailed, DataError
-from hatcli.recipes import doctor, doctor_process, machine
-from hatcli.recipes.doctor import GIB, Checkup, Package, SelfTest, _ask, _warnings
-from hatcli.recipes.doctor_process import CUDA, IMPORT, SELF_TESTS
+from hatcli.recipes import machine
+from hatcli.recipes.doctor import checkup, process
+from hatcli.recipes.doctor.checkup import GIB, Checkup, Package, SelfTest, _ask, _warnings
+from hatcli.recipes.doctor.process import CUDA, IMPORT, SELF_TESTS
 
 ROOT = Path(__file__).parent.parent
 WELL = Checkup(
@@ -52,11 +53,11 @@ def test_what_a_package_needs_is_what_pyproject_says():
     def name(requirement):
         return requirement.partition(">")[0].partition("<")[0].strip()
 
-    assert {name(one) for one in project["dependencies"]} == set(doctor.REQUIRED)
+    assert {name(one) for one in project["dependencies"]} == set(checkup.REQUIRED)
     extras = project["optional-dependencies"]
     extras = {extra: ones for extra, ones in extras.items() if extra not in {"all", "dev", "docs"}}
     named = {(name(one), extra) for extra, ones in extras.items() for one in ones}
-    assert {(one, extra) for one, (_, extra, _) in doctor.OPTIONAL.items()} == named
+    assert {(one, extra) for one, (_, extra, _) in checkup.OPTIONAL.items()} == named
 
 
 def test_a_package_that_fails_or_kills_its_process_is_told_from_the_others(tmp_path, monkeypatch):
@@ -74,7 +75,7 @@ def test_a_package_that_fails_or_kills_its_process_is_told_from_the_others(tmp_p
 def test_a_check_that_never_ends_is_given_up(tmp_path, monkeypatch):
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "LONGEST_S", 1.0)
+    monkeypatch.setattr(checkup, "LONGEST_S", 1.0)
     assert [answer[:2] for answer in _ask([IMPORT + "slow"])] == [(False, "not done after 1 s")]
 
 
@@ -91,7 +92,7 @@ def test_a_fault_makes_the_exit_code_3(monkeypatch, capsys, fault, message):
         return replace(WELL, **fault)
         yield
 
-    monkeypatch.setattr(doctor, "examine", found)
+    monkeypatch.setattr(checkup, "examine", found)
     assert run(["doctor"]) == 3
     out, errors = capsys.readouterr()
     assert f"error: 1 fault: {message}" in errors
@@ -167,9 +168,9 @@ def test_the_self_tests_fail_when_what_they_test_is_wrong(monkeypatch):
 
 
 def test_errors_become_one_line():
-    assert doctor_process.one_line(ValueError("a\nb")) == "ValueError: a"
-    assert doctor_process.one_line(CheckFailed("differs")) == "differs"
-    assert json.loads(doctor_process.CHECKS[CUDA]())["problems"] == []
+    assert process.one_line(ValueError("a\nb")) == "ValueError: a"
+    assert process.one_line(CheckFailed("differs")) == "differs"
+    assert json.loads(process.CHECKS[CUDA]())["problems"] == []
 
 
 # The machine
@@ -208,6 +209,6 @@ def test_a_control_group_limits_cores_and_memory(tmp_path, monkeypatch):
 
 
 def test_looking_at_the_machine_loads_nothing_heavy():
-    code = "import hatcli.recipes.doctor, sys; print(*sys.modules)"
+    code = "import hatcli.recipes.doctor.checkup, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "PIL", "lmdb"} & set(done.stdout.split())

@@ -7,7 +7,7 @@ import pytest
 from made_run import CHECK, exported_file
 
 from hatcli.errors import ModelFileError
-from hatcli.recipes.exported import read_exported
+from hatcli.recipes.reporting.exported import read_exported
 
 PARITY = {"promised": True, "images": 10, "layers": 76, "values": 104448, "differing": 0,
           "largest": 0.0, "same_class": 1.0, "onnxruntime": "1.31.1"}  # fmt: skip

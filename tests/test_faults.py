@@ -17,10 +17,11 @@ from hatcli.config import load_config
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.errors import CheckpointError
 from hatcli.metrics.accuracy import Accuracy
-from hatcli.recipes import keeper, runs
 from hatcli.recipes.check import check_config
-from hatcli.recipes.runs import read_metrics
-from hatcli.recipes.train import train_float
+from hatcli.recipes.runs import folder as run_folder
+from hatcli.recipes.runs.folder import read_metrics
+from hatcli.recipes.training import keeper
+from hatcli.recipes.training.train import train_float
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -247,7 +248,7 @@ def test_a_metric_that_names_no_value_is_refused_before_a_run(config, monkeypatc
 
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_a_run_folder_that_cannot_be_written_ends_the_run(config, is_gone, monkeypatch, capsys):
-    write = runs.write_table
+    write = run_folder.write_table
 
     def instead(folder):
         if read_metrics(folder)[-1]["epoch"] < 2:
@@ -257,7 +258,7 @@ def test_a_run_folder_that_cannot_be_written_ends_the_run(config, is_gone, monke
         if read_metrics(folder) == [] or read_metrics(folder)[-1]["epoch"] == 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(folder / "results.csv"))
 
-    monkeypatch.setattr(runs, "write_table", instead)
+    monkeypatch.setattr(run_folder, "write_table", instead)
     assert run(["train", config]) == 1
     errors = capsys.readouterr().err
     what = "is gone while the run writes" if is_gone else "cannot write to it: No space left"

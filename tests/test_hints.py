@@ -20,8 +20,8 @@ from hatcli.recipes.build import build_model
 from hatcli.recipes.check import import_user_modules
 from hatcli.recipes.crop_sizes import fixed_size, require_sizes
 from hatcli.recipes.dry_run import dry_run
-from hatcli.recipes.journey import Journey, take_all_steps
-from hatcli.recipes.predecessor import Predecessor, warn_of_other_scoring
+from hatcli.recipes.training.journey import Journey, take_all_steps
+from hatcli.recipes.training.predecessor import Predecessor, warn_of_other_scoring
 from hatcli.registry import import_file
 
 EVEN_SIDES_ALONE = """

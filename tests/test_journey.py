@@ -250,7 +250,7 @@ def test_the_table_lines_up_when_only_some_epochs_are_validated(config):
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path
-from hatcli.recipes.runs import RunFolder
+from hatcli.recipes.runs.folder import RunFolder
 run = RunFolder(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)

@@ -30,7 +30,7 @@ from hatcli.data.packs import publish
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import DataError, StoppedBySignal
 from hatcli.events import Progress, Warned
-from hatcli.recipes.pack import pack
+from hatcli.recipes.packing.pack import pack
 
 
 @pytest.fixture

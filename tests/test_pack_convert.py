@@ -21,8 +21,8 @@ from hatcli.data.packers._foreign_samples import Fields
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import DataError, PackError, UsageError
 from hatcli.events import Note, finish
-from hatcli.recipes.pack_convert import convert
-from hatcli.recipes.pack_verify import look_at
+from hatcli.recipes.packing.convert import convert
+from hatcli.recipes.packing.verify import look_at
 
 
 def numpy_map(array, kind=b""):
@@ -89,12 +89,11 @@ def test_a_damaged_pack_isnt_copied_on(tmp_path):
 
 def test_a_stopped_copy_goes_on(tmp_path, monkeypatch):
     from hatcli.data.packs import publish
-    from hatcli.recipes import pack_convert
 
     source = make_cityscapes(tmp_path / "cityscapes", train=6, val=0)
     path = pack_cityscapes(source).path
     monkeypatch.setattr(publish, "BATCH_RECORDS", 2)
-    monkeypatch.setattr(pack_convert, "_REPORT_EVERY", 1)
+    monkeypatch.setattr("hatcli.recipes.packing.convert._REPORT_EVERY", 1)
     job = convert(path, tmp_path / "there", pack_type="mxrecord")
     for _ in range(5):
         next(job)

@@ -30,8 +30,8 @@ from hatcli.data.packs.mounts import remote_file_system
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import DataError, HatError
 from hatcli.events import Progress, Warned
-from hatcli.recipes.pack import Settings, pack, pack_with
-from hatcli.recipes.pack_verify import look_at
+from hatcli.recipes.packing.pack import Settings, pack, pack_with
+from hatcli.recipes.packing.verify import look_at
 
 # Quarantine
 

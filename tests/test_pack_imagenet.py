@@ -39,7 +39,7 @@ from hatcli.data.packers.imagenet import imagenet
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import DataError, StoppedBySignal
 from hatcli.events import Progress, Warned
-from hatcli.recipes.pack import Settings, _count_workers, pack
+from hatcli.recipes.packing.pack import Settings, _count_workers, pack
 
 
 @pytest.fixture

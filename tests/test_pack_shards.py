@@ -14,7 +14,7 @@ from hatcli.data.packers._part import Part, parse_shard
 from hatcli.data.packs.reader import open_pack
 from hatcli.errors import HatError, PackError, UsageError
 from hatcli.events import finish
-from hatcli.recipes.pack_join import join
+from hatcli.recipes.packing.join import join
 
 
 @pytest.fixture

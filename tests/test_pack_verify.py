@@ -19,10 +19,10 @@ from hatcli.data.packs.frame import seal, unseal
 from hatcli.data.packs.meta import sample_key
 from hatcli.errors import DataError, PackError, UsageError
 from hatcli.events import finish
-from hatcli.recipes import pack_verify
-from hatcli.recipes.isolated import Died, run_isolated
-from hatcli.recipes.pack_info import read_info
-from hatcli.recipes.pack_verify import look_at
+from hatcli.recipes.packing import verify
+from hatcli.recipes.packing.info import read_info
+from hatcli.recipes.packing.isolated import Died, run_isolated
+from hatcli.recipes.packing.verify import look_at
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def _die(path, fast, decode_images):
 
 
 def test_a_pack_that_kills_its_reader_is_damaged(folder, monkeypatch, capsys):
-    monkeypatch.setattr(pack_verify, "look_at", _die)
+    monkeypatch.setattr(verify, "look_at", _die)
     assert run(["pack", "verify", str(folder)]) == 3
     assert "reading it killed the process (SIGBUS)" in capsys.readouterr().out
 

@@ -176,7 +176,7 @@ def test_a_worker_that_dies_is_explained_and_gone_on_after(tmp_path, size):
 
 
 def test_nothing_of_packing_loads_torch():
-    code = "import sys, hatcli.recipes.pack, hatcli.data.packers.cityscapes;"
+    code = "import sys, hatcli.recipes.packing.pack, hatcli.data.packers.cityscapes;"
     code += "assert not {'torch', 'torchvision', 'rich', 'typer'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 

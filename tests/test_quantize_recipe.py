@@ -11,7 +11,7 @@ from packed import packed_streets
 from small_graphs import finished
 from street_net import write_street_config
 
-import hatcli.recipes.quantize_files
+import hatcli.recipes.quantizing.files
 from hatcli.cli import run
 from hatcli.config import load_config
 from hatcli.engine.checkpoint import load_checkpoint
@@ -19,8 +19,8 @@ from hatcli.errors import CheckFailed
 from hatcli.events import Note, Warned
 from hatcli.recipes.build import model_from_checkpoint
 from hatcli.recipes.check import check_config
-from hatcli.recipes.predecessor import open_predecessor
-from hatcli.recipes.quantize import QuantizeSettings, quantize_model
+from hatcli.recipes.quantizing.quantize import QuantizeSettings, quantize_model
+from hatcli.recipes.training.predecessor import open_predecessor
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_exported_leaves_the_rest(street, tmp_path, monkey
         yield Note("comparing")
         raise CheckFailed("street.onnx: differs from int_infer", "see docs")
 
-    monkeypatch.setattr(hatcli.recipes.quantize_files, "export_checkpoint", differ)
+    monkeypatch.setattr(hatcli.recipes.quantizing.files, "export_checkpoint", differ)
     result, events = analysed(street, tmp_path)
     assert result.exported is None
     warnings = [str(event) for event in events if isinstance(event, Warned)]

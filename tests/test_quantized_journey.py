@@ -15,10 +15,10 @@ from hatcli.cli import run
 from hatcli.config import load_config
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.events import EpochDone
-from hatcli.recipes.calibrate import EvenSubset
-from hatcli.recipes.predecessor import open_predecessor
-from hatcli.recipes.qat import train_qat
 from hatcli.recipes.steps import config_of_step
+from hatcli.recipes.training.calibrate import EvenSubset
+from hatcli.recipes.training.predecessor import open_predecessor
+from hatcli.recipes.training.qat import train_qat
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -14,7 +14,7 @@ from tiny import write_tiny_config
 
 from hatcli.cli import run
 from hatcli.engine.checkpoint import load_checkpoint, save_checkpoint
-from hatcli.recipes.resume import find_in_run
+from hatcli.recipes.training.resume import find_in_run
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread")]
 SETTINGS = ["epochs=3", "fit.ema_decay=0.9", "fit.log_every=1", "fit.save_every=1"]

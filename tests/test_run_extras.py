@@ -13,8 +13,8 @@ from PIL import Image
 from hatcli.cli import run
 from hatcli.engine.checkpoint import load_checkpoint
 from hatcli.events import EpochDone, StepDone
-from hatcli.recipes import tensorboard
-from hatcli.recipes.bench_advice import Alternative, BenchResult, Part, advice
+from hatcli.recipes.bench.advice import Alternative, BenchResult, Part, advice
+from hatcli.recipes.runs import tensorboard
 from hatcli.report.confusion import class_table, draw_confusion
 
 
@@ -49,7 +49,7 @@ def test_a_disk_that_takes_no_picture_ends_no_training(config, monkeypatch, caps
 
         raise HatError(f"{path}: cannot write it: No space left on device")
 
-    monkeypatch.setattr("hatcli.recipes.run_pictures.write_png", full)
+    monkeypatch.setattr("hatcli.recipes.training.pictures.write_png", full)
     assert run(["train", config, "epochs=1"]) == 0
     assert "first_batch.png: cannot write it" in capsys.readouterr().err
 

@@ -9,10 +9,10 @@ from html_walker import walk
 from made_run import COUNTS, made_run, metric_of
 
 from hatcli.errors import UsageError
-from hatcli.recipes.confusion_file import save_confusion
-from hatcli.recipes.find_run import find_run, run_of_checkpoint
-from hatcli.recipes.run_page import describe_run, write_run_page
-from hatcli.recipes.runs import checkpoint_in, write_json
+from hatcli.recipes.reporting.page import describe_run, write_run_page
+from hatcli.recipes.runs.confusion import save_confusion
+from hatcli.recipes.runs.find import find_run, run_of_checkpoint
+from hatcli.recipes.runs.folder import checkpoint_in, write_json
 
 
 def steps_of(run_folder: Path) -> list:

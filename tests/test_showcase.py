@@ -7,8 +7,8 @@ from made_run import COUNTS, NAMES, metric_of
 
 from hatcli.metrics.accuracy import Accuracy
 from hatcli.metrics.mean_iou import MeanIoU
-from hatcli.recipes.confusion_file import FILE, load_confusion, save_confusion
-from hatcli.recipes.showcase import Showcase
+from hatcli.recipes.reporting.showcase import Showcase
+from hatcli.recipes.runs.confusion import FILE, load_confusion, save_confusion
 
 
 def test_a_confusion_comes_back_as_it_was_saved(tmp_path):

@@ -10,7 +10,7 @@ from hatcli.cli import run
 from hatcli.config import from_values, load_config
 from hatcli.errors import ConfigError, UsageError
 from hatcli.recipes.check import check_config
-from hatcli.recipes.runs import find_checkpoint, newest_run
+from hatcli.recipes.runs.folder import find_checkpoint, newest_run
 from hatcli.recipes.steps import (
     accuracy_table,
     config_of_step,

@@ -18,6 +18,14 @@ function letWideThingsTakeFocus() {
   }
 }
 
+function markLongCells() {
+  for (const cell of document.querySelectorAll("table.docutils td")) {
+    const letters = cell.textContent.replace(/[\u4e00-\u9fff]/g, "xx").length;
+    cell.classList.toggle("long", letters > 30);
+  }
+}
+
 nameSideBars();
+markLongCells();
 letWideThingsTakeFocus();
 addEventListener("resize", letWideThingsTakeFocus);

@@ -45,7 +45,7 @@ from hatcli.recipes.build import (
     deployed,
 )
 from hatcli.recipes.check import check_config
-from hatcli.recipes.pack import pack
+from hatcli.recipes.packing.pack import pack
 from hatcli.report.pictures import colorize
 
 # %%

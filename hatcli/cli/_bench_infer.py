@@ -10,7 +10,7 @@ from hatcli.errors import UsageError
 from hatcli.events import percent_heads
 
 if TYPE_CHECKING:
-    from hatcli.recipes.bench_infer import BenchRow, InferBench
+    from hatcli.recipes.bench.infer import BenchRow, InferBench
 
 
 def infer(
@@ -60,7 +60,7 @@ def infer(
 
     Example: hat bench infer unet.onnx --shape 1,3,512,1024 --threads 1,2,4 --images 0
     """
-    from hatcli.recipes.runs import RUNS, find_checkpoint
+    from hatcli.recipes.runs.folder import RUNS, find_checkpoint
 
     words = arguments or []
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
@@ -79,7 +79,7 @@ def infer(
         if not file.is_file():
             raise UsageError(f"no such file: {file}", f"runs are in {RUNS}/")
     from hatcli.cli import _screen
-    from hatcli.recipes.bench_infer import bench_infer
+    from hatcli.recipes.bench.infer import bench_infer
     from hatcli.recipes.check import check_config
 
     if target is not None:

@@ -107,7 +107,7 @@ def find_model_file(
         UsageError: there is none, or both are given, or weights without a config.
     """
     if weights is None:
-        from hatcli.recipes.runs import RUNS, find_checkpoint
+        from hatcli.recipes.runs.folder import RUNS, find_checkpoint
 
         assert ckpt is not None
         file, found = find_checkpoint(ckpt, config.name if config else None)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hatcli.recipes.pack import PackResult
+    from hatcli.recipes.packing.pack import PackResult
 
 
 _CHECKS = {

@@ -9,8 +9,8 @@ from hatcli.cli._options import AsJson
 from hatcli.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from hatcli.recipes.pack_info import PackInfo
-    from hatcli.recipes.pack_verify import Verdict
+    from hatcli.recipes.packing.info import PackInfo
+    from hatcli.recipes.packing.verify import Verdict
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a pack that is there.")]
 
@@ -39,7 +39,7 @@ def verify(
     Example: hat pack verify data/cityscapes/train_lmdb
     """
     from hatcli.cli import _screen
-    from hatcli.recipes.pack_verify import verify as verify_packs
+    from hatcli.recipes.packing.verify import verify as verify_packs
 
     verdicts = _screen.follow(verify_packs(paths, fast=fast, decode_images=decode))
     if as_json:
@@ -64,7 +64,7 @@ def info(
     Example: hat pack info data/cityscapes/train_lmdb
     """
     from hatcli.cli import _screen
-    from hatcli.recipes.pack_info import read_info
+    from hatcli.recipes.packing.info import read_info
 
     found = read_info(path)
     if as_json:
@@ -134,7 +134,7 @@ def convert(
     """
     from hatcli.cli import _pack_result, _screen
     from hatcli.data.packers._foreign_samples import Fields
-    from hatcli.recipes.pack_convert import convert as convert_pack
+    from hatcli.recipes.packing.convert import convert as convert_pack
 
     result = _screen.follow(
         convert_pack(
@@ -163,7 +163,7 @@ def join(
     Example: hat pack join data/imagenet/train_lmdb.shards
     """
     from hatcli.cli import _pack_result, _screen
-    from hatcli.recipes.pack_join import join as join_shards
+    from hatcli.recipes.packing.join import join as join_shards
 
     result = _screen.follow(join_shards(folder, overwrite=overwrite))
     _pack_result.show(result, as_json=as_json)

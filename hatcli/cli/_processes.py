@@ -35,7 +35,7 @@ def start_for_each(device: str) -> None:
     Raises:
         UsageError: this is one of several processes already, or there are no such devices.
     """
-    from hatcli.recipes.launch import is_several, launch
+    from hatcli.recipes.training.launch import is_several, launch
 
     if is_several(device) and "RANK" in os.environ:
         raise UsageError(

@@ -8,7 +8,7 @@ from hatcli.cli._bench_infer import infer
 from hatcli.cli._options import AsJson, ConfigFile, Device, TargetAndOverrides, read_config
 
 if TYPE_CHECKING:
-    from hatcli.recipes.bench_advice import BenchResult
+    from hatcli.recipes.bench.advice import BenchResult
 
 app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 
@@ -43,7 +43,7 @@ def train(
 
     check_config(chosen)
     from hatcli.cli import _screen
-    from hatcli.recipes.bench_train import bench_train
+    from hatcli.recipes.bench.train import bench_train
 
     result = _screen.follow(
         bench_train(chosen, device=device, steps=steps, tries_compile=tries_compile)

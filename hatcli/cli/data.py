@@ -10,8 +10,8 @@ from hatcli.cli._options import AsJson, ConfigFile, complete_target, split_argum
 from hatcli.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from hatcli.recipes.data_check import CheckResult
-    from hatcli.recipes.data_findings import Checked
+    from hatcli.recipes.data.check import CheckResult
+    from hatcli.recipes.data.findings import Checked
 
 app = typer.Typer(help="Check and show data: that of a config, or packs.", no_args_is_help=True)
 
@@ -58,7 +58,7 @@ def check(
     Example: hat data check data/voc/train_lmdb data/voc/val_lmdb
     """
     from hatcli.cli import _screen
-    from hatcli.recipes.data_check import check_data
+    from hatcli.recipes.data.check import check_data
 
     targets, overrides = _targets(arguments, config)
     result = _screen.follow(check_data(targets, overrides, split=split, num_workers=num_workers))
@@ -108,7 +108,7 @@ def show(
     Example: hat data show data/voc/train_lmdb --count 9 -o voc.png
     """
     from hatcli.cli import _screen
-    from hatcli.recipes.data_show import show_data
+    from hatcli.recipes.data.show import show_data
 
     targets, overrides = _targets(arguments, config)
     result = _screen.follow(

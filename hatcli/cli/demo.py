@@ -32,7 +32,7 @@ def main(
             raise UsageError(f"hat demo takes settings only, got {word!r}", "e.g. epochs=4")
     from hatcli.cli import _screen
     from hatcli.recipes.demo import demo
-    from hatcli.recipes.run_page import FILE
+    from hatcli.recipes.reporting.page import FILE
     from hatcli.recipes.steps import accuracy_table
 
     result = _screen.follow(demo(out, overrides=overrides or [], train=train, val=val))

@@ -7,7 +7,7 @@ from hatcli.cli._options import AsJson
 from hatcli.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from hatcli.recipes.doctor import Checkup
+    from hatcli.recipes.doctor.checkup import Checkup
 
 WIDTH = 80
 INDENT = 9
@@ -22,7 +22,7 @@ def main(as_json: AsJson = False) -> None:
     Example: hat doctor
     """
     from hatcli.cli import _screen
-    from hatcli.recipes.doctor import examine
+    from hatcli.recipes.doctor.checkup import examine
 
     found = _screen.follow(examine())
     if as_json:

@@ -107,7 +107,7 @@ def run_eval(
     with together(device):
         file, found = from_main(lambda: find_model_file(ckpt, weights, config))
         from hatcli.cli import _screen
-        from hatcli.recipes.evaluate import evaluate_file
+        from hatcli.recipes.scoring.evaluate import evaluate_file
 
         if found:
             _screen.tell(found)

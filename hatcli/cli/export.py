@@ -22,7 +22,7 @@ from hatcli.events import size_text
 if TYPE_CHECKING:
     from hatcli.export.fusion import Fusion
     from hatcli.export.parity import Parity
-    from hatcli.recipes.export import ExportResult
+    from hatcli.recipes.exporting.export import ExportResult
 
 CHECKPOINTS = (".pth", ".tar", ".pt")
 NOUNS = {"onnx": "an ONNX file", "safetensors": "a file of weights"}
@@ -147,7 +147,7 @@ def main(
     if file_format == "safetensors":
         _write_weights(file, onnx_name, overwrite=overwrite, as_json=as_json)
         return
-    from hatcli.recipes.export import ExportSettings, export_checkpoint
+    from hatcli.recipes.exporting.export import ExportSettings, export_checkpoint
 
     settings = ExportSettings(
         onnx_name, sizes, dynamic, opset, with_preprocess, argmax, tolerance, overwrite
@@ -193,7 +193,7 @@ def _show(result: "ExportResult", *, as_json: bool) -> None:
 
 def _write_weights(file: Path, path: Path | None, *, overwrite: bool, as_json: bool) -> None:
     from hatcli.cli import _screen
-    from hatcli.recipes.export_weights import export_weights
+    from hatcli.recipes.exporting.weights import export_weights
 
     result = _screen.follow(export_weights(file, path, overwrite=overwrite))
     if as_json:
@@ -210,7 +210,7 @@ def _verify(file: Path, images: int, overrides: list[str], *, as_json: bool) -> 
     if not file.is_file():
         raise UsageError(f"--verify: no such file: {file}")
     from hatcli.cli import _screen
-    from hatcli.recipes.export_integer import verify_file
+    from hatcli.recipes.exporting.integer import verify_file
 
     result = _screen.follow(verify_file(file, count=images, overrides=overrides))
     if as_json:

@@ -18,7 +18,7 @@ from hatcli.errors import ConfigError, UsageError, did_you_mean
 from hatcli.registry import Parameter, Part, import_file
 
 if TYPE_CHECKING:
-    from hatcli.recipes.pack import PackResult
+    from hatcli.recipes.packing.pack import PackResult
 
 _CONFIG_OF = {"cityscapes": "unet", "imagenet": "vargconvnet"}
 _LONG = 16
@@ -176,7 +176,7 @@ def _pack(
     as_json: AsJson = False,
 ) -> None:
     from hatcli.cli import _pack_result, _screen
-    from hatcli.recipes.pack import pack
+    from hatcli.recipes.packing.pack import pack
 
     result = _screen.follow(
         pack(

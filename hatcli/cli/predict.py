@@ -10,8 +10,8 @@ from hatcli.config import Config, load_config, shipped_configs
 from hatcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from hatcli.recipes.predict import PredictResult
-    from hatcli.recipes.predict_run import Prediction
+    from hatcli.recipes.predicting.predict import PredictResult
+    from hatcli.recipes.predicting.run import Prediction
 
 MODEL_FILES = (".onnx", ".pth", ".tar", ".pt")
 
@@ -91,8 +91,8 @@ def main(
     chosen = None if target is None else _read_config(target, overrides)
     file, found = find_model_file(ckpt, weights, chosen)
     from hatcli.cli import _screen
-    from hatcli.recipes.predict import as_document, predict
-    from hatcli.recipes.predict_run import PredictSettings
+    from hatcli.recipes.predicting.predict import as_document, predict
+    from hatcli.recipes.predicting.run import PredictSettings
 
     if found:
         _screen.tell(found)

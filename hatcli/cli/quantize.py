@@ -23,7 +23,7 @@ from hatcli.config import Config, load_config
 from hatcli.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from hatcli.recipes.quantize import QuantizeResult
+    from hatcli.recipes.quantizing.quantize import QuantizeResult
 
 WORST = 15  # layers in the table
 TRIED, COMPARED = 256, 8  # images
@@ -103,8 +103,8 @@ def main(
         raise UsageError(f"--max-drop {max_drop}: give points from 0 up, e.g. 1.0")
     chosen, file = _start(target, overrides, ckpt, weights, out)
     from hatcli.cli import _screen
-    from hatcli.recipes.predecessor import open_predecessor
-    from hatcli.recipes.quantize import QuantizeSettings, quantize_model
+    from hatcli.recipes.quantizing.quantize import QuantizeSettings, quantize_model
+    from hatcli.recipes.training.predecessor import open_predecessor
 
     before = open_predecessor(
         file, "calibration", chosen, target=target, is_weights=weights is not None
@@ -136,7 +136,7 @@ def _start(
 ) -> tuple[Config, Path]:
     """The checked config, and the file to start from."""
     from hatcli.recipes.check import check_config
-    from hatcli.recipes.runs import RUNS
+    from hatcli.recipes.runs.folder import RUNS
     from hatcli.recipes.steps import config_of_step, find_predecessor
 
     base = load_config(target)
@@ -201,7 +201,7 @@ def _show(result: "QuantizeResult") -> None:
 
 def _compare(arguments: list[str] | None, images: int, out: Path | None, *, as_json: bool) -> None:
     """Two checkpoints, or the forms of one, in a table."""
-    from hatcli.recipes.runs import RUNS, find_checkpoint
+    from hatcli.recipes.runs.folder import RUNS, find_checkpoint
 
     words, overrides = split_arguments(arguments)
     if not 1 <= len(words) <= 2:
@@ -212,7 +212,7 @@ def _compare(arguments: list[str] | None, images: int, out: Path | None, *, as_j
         if not file.is_file():
             raise UsageError(f"checkpoint not found: {file}", f"runs are in {root}/")
     from hatcli.cli import _screen
-    from hatcli.recipes.compare import compare_files, compare_forms
+    from hatcli.recipes.quantizing.compare import compare_files, compare_forms
 
     if len(files) == 2:
         job = compare_files(files[0], files[1], overrides=overrides, count=images)

@@ -72,7 +72,7 @@ def main(
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{out}: a page is an .html file")
     from hatcli.cli import _screen
-    from hatcli.recipes.find_run import find_run, run_of_checkpoint
+    from hatcli.recipes.runs.find import find_run, run_of_checkpoint
 
     target = targets[0] if targets else None
     file, found = None, None
@@ -82,7 +82,7 @@ def main(
         file, run, found = run_of_checkpoint(ckpt, target)
     if found or target is None or Path(target) != run:
         _screen.tell(found or f"run: {run} (the newest)")
-    from hatcli.recipes.report import report_run
+    from hatcli.recipes.reporting.report import report_run
 
     result = _screen.follow(
         report_run(

@@ -24,7 +24,7 @@ from hatcli.events import Job, Warned
 from hatcli.stopping import stop_signals
 
 if TYPE_CHECKING:
-    from hatcli.recipes.workbench import StepResult
+    from hatcli.recipes.training.workbench import StepResult
 
 T = TypeVar("T")
 
@@ -187,7 +187,7 @@ def _check_request(request: _Request) -> None:
 
 def _start(request: _Request) -> "list[StepResult]":
     """A new run, or several."""
-    from hatcli.recipes.runs import RUNS
+    from hatcli.recipes.runs.folder import RUNS
     from hatcli.recipes.steps import find_predecessor
 
     step, target = request.step, request.target
@@ -200,8 +200,8 @@ def _start(request: _Request) -> "list[StepResult]":
             lambda: find_predecessor(name, step, target=target, ckpt=request.ckpt, root=root)
         )
     from hatcli.cli import _screen
-    from hatcli.recipes.journey import Journey, take_all_steps, take_step
-    from hatcli.recipes.train import train_float
+    from hatcli.recipes.training.journey import Journey, take_all_steps, take_step
+    from hatcli.recipes.training.train import train_float
 
     if found:
         _screen.tell(found)
@@ -250,9 +250,9 @@ def _resume(request: _Request) -> "list[StepResult]":
     """Go on with a run of float or qat."""
     checkpoint, skipped = from_main(lambda: _checkpoint_to_resume(request))
     from hatcli.recipes.check import check_config
-    from hatcli.recipes.qat import train_qat
-    from hatcli.recipes.resume import run_to_resume
-    from hatcli.recipes.train import Resume, train_float
+    from hatcli.recipes.training.qat import train_qat
+    from hatcli.recipes.training.resume import run_to_resume
+    from hatcli.recipes.training.train import Resume, train_float
 
     config, step, notes = from_main(
         lambda: run_to_resume(checkpoint, request.overrides, allow_change=request.allow_change)
@@ -271,8 +271,8 @@ def _resume(request: _Request) -> "list[StepResult]":
 def _checkpoint_to_resume(request: _Request) -> tuple[Path, list[Warned]]:
     """The checkpoint to go on from, and what is wrong with newer ones."""
     from hatcli.recipes.check import check_config
-    from hatcli.recipes.resume import find_in_run
-    from hatcli.recipes.runs import RUNS, newest_run
+    from hatcli.recipes.runs.folder import RUNS, newest_run
+    from hatcli.recipes.training.resume import find_in_run
 
     name = None
     if request.target is not None:
@@ -295,7 +295,7 @@ def _checkpoint_to_resume(request: _Request) -> tuple[Path, list[Warned]]:
 
 def _show(results: "list[StepResult]", request: _Request, *, as_json: bool) -> None:
     from hatcli.cli import _screen
-    from hatcli.recipes.run_page import FILE
+    from hatcli.recipes.reporting.page import FILE
     from hatcli.recipes.steps import OF_ALL_STEPS, accuracy_table
 
     last = results[-1]

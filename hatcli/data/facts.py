@@ -1,4 +1,4 @@
-"""What one sample holds and what is wrong with it, and the sums over a data set."""
+"""What one sample holds and what is wrong with it, and the sums over a dataset."""
 
 import hashlib
 from collections import Counter
@@ -60,7 +60,7 @@ class Facts:
 
 @dataclass
 class Totals:
-    """Facts added up over a data set.
+    """Facts added up over a dataset.
 
     Attributes:
         samples: looked at.

@@ -41,7 +41,7 @@ class Failed:
 
 
 def unreadable(index: int, error: Exception) -> DataError:
-    """What a user is told when the data set or a transform raises something of its own.
+    """What a user is told when the dataset or a transform raises something of its own.
 
     Args:
         index: of the sample.

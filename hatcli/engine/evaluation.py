@@ -18,7 +18,7 @@ Targets are a tensor, or with boxes a list of dicts of tensors."""
 
 
 class Metric(Protocol):
-    """Collects scores over a data set.
+    """Collects scores over a dataset.
 
     To be used by several processes, of which each takes every n-th sample, it has two more
     methods: ``counted()`` gives all that was taken in, of any type that pickles, and
@@ -73,7 +73,7 @@ def evaluate(
         done += len(names)
         yield Progress(activity, min(done * processes(), total), total)
     if done == 0 and (total == 0 or processes() == 1):
-        raise DataError("nothing to evaluate: the data set is empty")
+        raise DataError("nothing to evaluate: the dataset is empty")
     if processes() > 1:
         require_merging(metric)
         shared: Any = metric

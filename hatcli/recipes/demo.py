@@ -24,13 +24,13 @@ from hatcli.recipes.build import (
     model_from_checkpoint,
 )
 from hatcli.recipes.check import check_config
-from hatcli.recipes.evaluate import EvalResult, evaluate_file
-from hatcli.recipes.export import ExportResult, ExportSettings, export_checkpoint
-from hatcli.recipes.journey import Journey, take_all_steps
-from hatcli.recipes.pack import pack
-from hatcli.recipes.runs import STEPS
+from hatcli.recipes.exporting.export import ExportResult, ExportSettings, export_checkpoint
+from hatcli.recipes.packing.pack import pack
+from hatcli.recipes.runs.folder import STEPS
+from hatcli.recipes.scoring.evaluate import EvalResult, evaluate_file
 from hatcli.recipes.steps import config_of_step
-from hatcli.recipes.workbench import StepResult
+from hatcli.recipes.training.journey import Journey, take_all_steps
+from hatcli.recipes.training.workbench import StepResult
 from hatcli.report.pictures import side_by_side, write_png
 
 MARK = "made-by-hat-demo"

@@ -12,7 +12,7 @@ from typing import Any
 from hatcli.config import Config, from_values
 from hatcli.errors import ConfigError, UsageError, did_you_mean
 from hatcli.events import headline
-from hatcli.recipes.runs import (
+from hatcli.recipes.runs.folder import (
     RUNS,
     STEPS,
     checkpoint_in,

@@ -6,10 +6,12 @@ from typing import Any
 
 import typer
 
-from hat_docs.markdown import code, one_line, table
+from hat_docs.markdown import code, mark_code, one_line, table
 from hatcli.cli import build_app
 
 EXAMPLE = re.compile(r"^Example: (.*)$")
+NUMBERS = {"int": "N", "int range": "N", "float": "X", "float range": "X"}
+"""How the types of numbers are told, as elsewhere in the help."""
 
 
 def walk_commands() -> Iterator[tuple[str, Any, Any]]:
@@ -60,7 +62,7 @@ def _help(text: str) -> str:
         if match:
             examples.append(match[1])
         else:
-            shown.append(re.sub(r"(--[a-z][\w-]*|[\w.]+=\S*\w)", r"`\1`", one_line(paragraph)))
+            shown.append(mark_code(one_line(paragraph)))
     if examples:
         # No prompt, so that no test takes the examples for a document's own commands.
         shown.append("```text\n" + "\n".join(examples) + "\n```")
@@ -70,14 +72,15 @@ def _help(text: str) -> str:
 def _option(option: Any, context: Any) -> str:
     """All spellings, then what it takes."""
     names = " ".join(code(name) for name in [*option.opts, *option.secondary_opts])
-    return (
-        names if option.is_flag else f"{names} {code(option.make_metavar(ctx=context).strip('<>'))}"
-    )
+    if option.is_flag:
+        return names
+    value = option.make_metavar(ctx=context).strip("<>")
+    return f"{names} {code(NUMBERS.get(value, value))}"
 
 
 def _meaning(parameter: Any) -> str:
     """The help, and what its form says beside: needed, repeatable, the default."""
-    remarks = [parameter.help or ""]
+    remarks = [mark_code(parameter.help or "")]
     if parameter.required and parameter.param_type_name == "option":
         remarks.append("Needed.")
     if getattr(parameter, "multiple", False):

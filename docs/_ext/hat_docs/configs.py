@@ -1,17 +1,16 @@
 """Every shipped config: its docstring, its headline facts, its source."""
 
 import ast
-from typing import Any
 
-from hat_docs.markdown import code, table
+from hat_docs.markdown import code, mark_code, table
 from hatcli.config import SHIPPED, Config, load_config, shipped_configs
-from hatcli.events import Event, Job
+from hatcli.events import finish
 from hatcli.recipes.models import ModelRow, list_models
 
 
 def configs_page() -> str:
     """A table of all configs, then each with its facts and its source."""
-    rows = {row.name: row for row in _result(list_models())}
+    rows = {row.name: row for row in finish(list_models())}
     names = sorted(shipped_configs(), key=lambda name: (rows[name].task, name))
     overview = table(
         ["config", "task", "input", "multiply-adds", "parameters"],
@@ -23,24 +22,14 @@ def configs_page() -> str:
     return "\n".join([overview, *(_section(load_config(name), rows[name]) for name in names)])
 
 
-def _result(job: Job[Any]) -> Any:
-    """What a job returns; its events are for nobody."""
-    steps: Job[Any] = job
-    while True:
-        try:
-            _: Event = next(steps)
-        except StopIteration as end:
-            return end.value
-
-
 def _section(config: Config, row: ModelRow) -> str:
     path = shipped_configs()[config.name]
     source = path.read_text(encoding="utf-8")
-    facts = table(["of the deployed network", ""], [[k, v] for k, v in _facts(config, row).items()])
+    facts = table(["", ""], [[k, v] for k, v in _facts(config, row).items()])
     return "\n".join(
         [
             f"({config.name})=\n## {config.name}\n",
-            f"{ast.get_docstring(ast.parse(source)) or ''}\n",
+            f"{mark_code(ast.get_docstring(ast.parse(source)) or '')}\n",
             facts,
             f"`configs/{path.relative_to(SHIPPED)}`:\n\n```python\n{source}```\n",
         ]

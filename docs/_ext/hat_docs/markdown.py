@@ -7,6 +7,8 @@ from typing import NamedTuple
 SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields):$", re.MULTILINE)
 ENTRY = re.compile(r"^    (\*{0,2}\w+): (.*(?:\n(?: {5,}.*|(?=\n)))*)", re.MULTILINE)
 
+SETTING = re.compile(r"(?<![`\w-])(--[a-z][\w-]*|[a-z][\w.]*=[^\s,;]*\w)")
+
 
 class Docstring(NamedTuple):
     """A docstring in Google form.
@@ -39,6 +41,11 @@ def code(text: str) -> str:
     """A word as code, which may hold backticks or, in a table, bars."""
     fence = "``" if "`" in text else "`"
     return f"{fence}{text}{fence}"
+
+
+def mark_code(text: str) -> str:
+    """Plain text in which options and settings stand as code."""
+    return SETTING.sub(r"`\1`", text)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

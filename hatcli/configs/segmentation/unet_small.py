@@ -1,4 +1,4 @@
-"""UNet on a small data set in Cityscapes layout with pictures of 480x360, on two cores.
+"""UNet on a small dataset in Cityscapes layout with pictures of 480x360, on two cores.
 
 Classes are weighed by 1/sqrt(frequency): without it the rare ones stay at 0 on 74 pictures.
 """

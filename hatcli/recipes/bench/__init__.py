@@ -1,0 +1,1 @@
+"""hat bench: where the time goes."""

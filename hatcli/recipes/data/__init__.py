@@ -1,0 +1,1 @@
+"""hat data: a look at datasets before they are trained on."""

@@ -1,0 +1,1 @@
+"""hat doctor: whether this machine will do."""

@@ -1,0 +1,1 @@
+"""hat export: files for other programs, checked before they get their names."""

@@ -1,0 +1,1 @@
+"""hat pack, and what is done to packs afterwards; nothing here loads torch."""

@@ -1,0 +1,1 @@
+"""hat predict: what a model sees."""

@@ -1,0 +1,1 @@
+"""hat quantize: which layer costs the accuracy, and what to do about it."""

@@ -1,0 +1,1 @@
+"""hat report: the page of a run."""

@@ -1,0 +1,1 @@
+"""hat eval: scoring whatever holds a model."""

@@ -1,0 +1,1 @@
+"""hat train: the steps float, calibration, qat and int_infer."""
