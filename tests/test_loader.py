@@ -1,8 +1,12 @@
+import signal
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from hatcli.data.loader import Loader, collate, sample_generator
+from hatcli.data.workers import WorkerLost, Workers
 from hatcli.errors import ConfigError, DataError
 
 
@@ -120,3 +124,19 @@ def test_class_indices_become_a_vector():
     batch = collate([{**sample, "label": 3}, {**sample, "label": 5}])
     assert batch.targets.tolist() == [3, 5]
     assert batch.targets.dtype == torch.int64
+
+
+def test_a_death_between_the_look_and_the_wait_is_noticed():
+    workers, process = Workers(600), SimpleNamespace(pid=7, exitcode=None)
+
+    class DiesBehindTheLook(list):
+        def __iter__(self):
+            yield process
+            if process.exitcode is None:
+                process.exitcode = -signal.SIGKILL
+                workers.look()  # as the handler of SIGCHLD does
+
+    workers._processes = DiesBehindTheLook()
+    waits = iter(lambda: pytest.fail("waits for a process that is dead"), None)
+    with pytest.raises(WorkerLost, match="was killed by SIGKILL"):
+        next(workers.batches(waits))

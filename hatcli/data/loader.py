@@ -164,7 +164,8 @@ class Loader:
         if close is not None:  # a database that is open here can't be opened by forked workers
             close()
         others = set(children())
-        source = iter(self._loader)
+        with self._workers.waiting():  # those of the last epoch answer first
+            source = iter(self._loader)
         self._workers.join([process for process in children() if process not in others])
         return self._workers.batches(source)
 

@@ -10,6 +10,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from typing import Any
 
 from hatcli.errors import DataError, HatError
 
+_END = object()
 _NOTICED_AFTER_S = 2.0  # from a broken connection to the end of the process behind it
 
 _ADVICE = {
@@ -81,20 +83,30 @@ class Workers:
             WorkerLost: a process ended, or gave nothing for too long.
         """
         while True:
-            self.require_alive()
-            self._is_waited_for = True
-            try:
-                batch = next(source)
-            except StopIteration:
+            with self.waiting():
+                batch = next(source, _END)
+            if batch is _END:
                 return
-            except (RuntimeError, OSError, EOFError) as error:
-                self._is_waited_for = False
-                raise self._explained(error) from error
-            finally:
-                self._is_waited_for = False
             if isinstance(batch, Failed):
                 raise batch.error
             yield batch
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Raise for a death at once while the block waits for the processes.
+
+        Raises:
+            WorkerLost: a process ended, or gave nothing for too long.
+        """
+        self._is_waited_for = True  # before the look: a death between the two would be missed
+        try:
+            self.require_alive()
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            self._is_waited_for = False
+            raise self._explained(error) from error
+        finally:
+            self._is_waited_for = False
 
     def require_alive(self) -> None:
         """Look after the processes.
