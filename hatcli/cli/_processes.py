@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import typer
 
-from hatcli.errors import UsageError
+from hatcli.errors import ToldElsewhere, UsageError
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ def start_for_each(device: str) -> None:
 
     Raises:
         UsageError: this is one of several processes already, or there are no such devices.
+        ToldElsewhere: they ended with an error, or were stopped, and have said so.
     """
     from hatcli.recipes.training.launch import is_several, launch
 
@@ -43,7 +44,8 @@ def start_for_each(device: str) -> None:
             "give --device cuda or cpu, or unset RANK and WORLD_SIZE",
         )
     if is_several(device):
-        raise typer.Exit(launch(device, sys.argv[1:]))
+        code = launch(device, sys.argv[1:])
+        raise ToldElsewhere(code) if code else typer.Exit
 
 
 @contextmanager
